@@ -1,0 +1,40 @@
+"""Requirements are computed from ``thresher/pins.py``; everything else stands in ``pyproject.toml``."""
+
+import runpy
+
+from setuptools import setup
+
+PINS = runpy.run_path("thresher/pins.py")["PINS"]
+
+LIBRARIES = [
+    "fsspec",
+    "matplotlib>=3.9",
+    "plotly>=6",
+    "polars>=1.30,<2",  # the peers measured in benchmarks/ run beside us, and need polars 1
+    "pyarrow>=20",
+    "pydantic>=2.10",
+    "pyyaml>=6",
+    "rich>=13.9",
+    "scipy>=1.14",
+    "tensorboard>=2.18",
+    "typer>=0.15",
+    "xxhash>=3.5",
+]
+CHECKS = [
+    "beartype",
+    "codespell",
+    "hypothesis",
+    "import-linter",
+    "jaxtyping",
+    "mypy",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "scikit-learn",
+    "types-PyYAML",
+]
+
+setup(
+    install_requires=[f"{name}=={version}" for name, version in PINS.items()] + LIBRARIES,
+    extras_require={"dev": CHECKS},
+)

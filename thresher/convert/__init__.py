@@ -1,0 +1,1 @@
+"""HOW checkpoints travel to and from other formats. Nothing lives here yet."""

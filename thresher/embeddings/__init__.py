@@ -1,0 +1,1 @@
+"""WHAT a row is: how tables are initialised and which optimizers update their rows."""

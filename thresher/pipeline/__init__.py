@@ -1,0 +1,1 @@
+"""WHEN slices of a sequence flow through pipeline stages. Nothing lives here yet."""

@@ -1,0 +1,255 @@
+"""Everything a run can be told, in one frozen tree: a YAML file plus dotted overrides."""
+
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from thresher.errors import ConfigError
+from thresher.settings import Settings, parse, read_yaml
+from thresher.trainer.model import ModelConfig
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShardingType = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+
+
+class DataConfig(Settings):
+    """Where the rows come from.
+
+    Attributes:
+        path: folder made by ``thresher data prepare``.
+        recipe: recipe that makes ``path`` when it does not exist; empty for none.
+        options: options of that recipe.
+        shuffle: whether training rows come in random order.
+        window_rows: rows shuffled together in memory; a split no larger than this is shuffled as a whole.
+        prefetch: batches prepared ahead of the step.
+        max_bad_share: share of bad rows above which the run fails; 0 fails on the first.
+        train, valid, test: split names; an empty ``valid`` or ``test`` means there is none.
+    """
+
+    path: Path
+    recipe: str = ""
+    options: dict[str, Any] = {}
+    shuffle: bool = True
+    window_rows: Positive = 1 << 19
+    prefetch: Positive = 4
+    max_bad_share: Share = 0.0
+    train: str = "train"
+    valid: str = "valid"
+    test: str = "test"
+
+
+class ShardingConfig(Settings):
+    """Which rank holds which part of each table.
+
+    Attributes:
+        default: sharding type of tables not named in ``tables``; ``auto`` lets the planner choose.
+        tables: sharding type by table name.
+        plan: a plan file saved by an earlier run, used as it is; empty to plan anew.
+        memory_gb: memory per rank that tables may use; 0 for what the machine has.
+    """
+
+    default: ShardingType = "auto"
+    tables: dict[str, ShardingType] = {}
+    plan: str = ""
+    memory_gb: float = Field(default=0.0, ge=0)
+
+
+class Schedule(Settings):
+    """Learning rate over time, as a factor: linear warm-up from 0, then ``kind`` down to ``floor``.
+
+    Attributes:
+        warmup_steps: steps of linear warm-up.
+        decay_steps: steps until ``floor`` is reached; 0 for the whole run.
+    """
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+    floor: Share = 0.0
+
+
+class DenseOptimizer(Settings):
+    """The optimizer of everything that is not a table. ``weight_decay`` is decoupled for ``adamw``, L2 otherwise."""
+
+    name: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+
+
+class TableOptimizer(Settings):
+    """The optimizer of the embedding tables, applied inside the backward to the touched rows only.
+
+    Attributes:
+        init_scale: rows start uniform in (-init_scale, init_scale); 0 for 1/sqrt(rows) of the table.
+    """
+
+    name: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    lr: float = Field(default=0.02, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    init_scale: float = Field(default=0.0, ge=0)
+
+
+class OptimConfig(Settings):
+    """Optimizers of the dense part and of the tables, and the schedule both follow."""
+
+    dense: DenseOptimizer = DenseOptimizer()
+    tables: TableOptimizer = TableOptimizer()
+    schedule: Schedule = Schedule()
+
+
+class TrainConfig(Settings):
+    """How long and in which portions.
+
+    Attributes:
+        batch_size: samples per optimizer step over all processes.
+        epochs: passes over the training split; may be a fraction.
+        max_steps: upper bound on optimizer steps; 0 for none.
+        accumulate: micro-batches per step. Dense gradients add up; tables are updated at every micro-batch.
+        precision: autocast of the dense part; tables stay fp32.
+        clip_norm: upper bound on the norm of the dense gradient; 0 for none.
+        log_every: steps between log lines and records of ``metrics.jsonl``.
+    """
+
+    batch_size: Positive = 4096
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int = Field(default=0, ge=0)
+    accumulate: Positive = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    clip_norm: float = Field(default=0.0, ge=0)
+    log_every: Positive = 50
+
+
+class EarlyStop(Settings):
+    """Stop when ``metric`` on the validation split has not improved for ``patience`` evaluations; 0 never stops."""
+
+    metric: str = "auc"
+    patience: int = Field(default=0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
+
+
+class EvalConfig(Settings):
+    """When and what to measure on held-out rows.
+
+    Attributes:
+        every_steps: steps between evaluations on the validation split; 0 for once an epoch.
+        batch_size: samples per evaluation batch over all processes; 0 for the training batch size.
+        at: cut-offs k of HR@k and NDCG@k.
+        max_rows: rows of the validation split used during training; 0 for all. The final test uses all.
+    """
+
+    every_steps: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=0, ge=0)
+    at: tuple[Positive, ...] = (10, 50)
+    max_rows: int = Field(default=0, ge=0)
+    early_stop: EarlyStop = EarlyStop()
+
+
+class CheckpointConfig(Settings):
+    """When to save. ``every_steps`` 0 saves at the end only; ``keep`` newest are kept."""
+
+    every_steps: int = Field(default=0, ge=0)
+    keep: Positive = 3
+
+
+class LaunchConfig(Settings):
+    """Processes of a local run; under torchrun or Ray these are told by the launcher.
+
+    Attributes:
+        processes: ranks to start.
+        threads: compute threads per rank.
+        device: ``auto`` takes CUDA where there is one.
+        timeout_s: how long a collective may wait before the run is stopped.
+    """
+
+    processes: Positive = 1
+    threads: Positive = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    timeout_s: float = Field(default=600.0, gt=0)
+
+
+M = TypeVar("M", bound=ModelConfig)
+
+
+class RunConfig(Settings, Generic[M]):
+    """One run. ``run_dir`` empty means ``runs/<name>``."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run_dir: str = ""
+    seed: int = Field(default=0, ge=0)
+    data: DataConfig
+    model: M
+    sharding: ShardingConfig = ShardingConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
+    tensorboard: bool = True
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "RunConfig[M]":
+        parts = self.launch.processes * self.train.accumulate
+        if self.train.batch_size % parts:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not divisible by "
+                f"launch.processes x train.accumulate = {parts}"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return Path(self.run_dir or f"runs/{self.name}")
+
+
+C = TypeVar("C", bound=Settings)
+
+
+def load_config(kind: type[C], path: Path, overrides: tuple[str, ...] = ()) -> C:
+    """Reads a YAML file and applies overrides such as ``train.batch_size=1024`` (values are YAML).
+
+    Raises:
+        ConfigError: the file or an override is not usable; names the key and the nearest valid one.
+    """
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override)
+    return parse(kind, values, str(path))
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets one dotted key of ``values`` in place.
+
+    Raises:
+        ConfigError: no ``=``, an empty key, a value that is no YAML, or a path through something that is no mapping.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip("."):
+        raise ConfigError(f"'{override}' is no override", where="command line", fix="write key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"value {text!r} is not YAML", where=f"override {key}", fix="quote the value") from None
+    *path, last = key.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"'{part}' holds a value, not keys", where=f"override {key}", fix="shorten the path")
+    values[last] = value
+
+

@@ -1,0 +1,70 @@
+"""What the trainer asks of a model. A model is a function of tensors: it never names a rank, a device or a group."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from thresher.data.batch import Batch
+from thresher.data.schema import Schema
+from thresher.settings import Settings
+
+
+class Model(nn.Module, ABC):
+    """Reads a :class:`Batch`, returns outputs, and turns outputs into a loss.
+
+    Tables are ``torchrec.EmbeddingBagCollection`` and ``torchrec.EmbeddingCollection`` submodules, which the trainer
+    shards; everything else is dense and replicated.
+    """
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Outputs by name; logits or whatever :meth:`loss` and the evaluation need."""
+
+    @abstractmethod
+    def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """A scalar: the sum over samples of weight times loss, divided by the number of samples B."""
+
+
+class Ranker(Model):
+    """Predicts labels of the schema, one output each under the label's name: [B], a logit (binary) or a value.
+
+    Attributes:
+        labels: the labels it predicts, in the order of its outputs.
+    """
+
+    labels: tuple[str, ...]
+
+
+class Retriever(Model):
+    """Embeds a query and scores every item of one table against it, for HR@k, NDCG@k and MRR over all items.
+
+    Attributes:
+        item_rows: number of rows of the item table; row ids are 0..item_rows - 1.
+        first_item: smallest row that is an item (rows below are reserved).
+    """
+
+    item_rows: int
+    first_item: int
+
+    @abstractmethod
+    def queries(self, batch: Batch) -> Tensor:
+        """[B, D] vectors whose inner product with an item's vector is its score."""
+
+    @abstractmethod
+    def items(self, rows: Tensor) -> Tensor:
+        """[n, D] vectors of the items ``rows`` [n] int64. Collective where tables are sharded: all ranks call it."""
+
+    @abstractmethod
+    def target(self, batch: Batch) -> Tensor:
+        """[B] int64: the row of the item to be found."""
+
+
+class ModelConfig(Settings, ABC):
+    """Settings of one model; ``name`` is a ``Literal`` that chooses the model in a YAML file."""
+
+    name: str
+
+    @abstractmethod
+    def build(self, schema: Schema, device: torch.device) -> Model:
+        """The model for data of ``schema``; tables on the meta device when ``device`` is meta."""
