@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _located(kind: type[BaseModel], error: ValidationError, source: str) -> ConfigError:
-    first, *others = error.errors()
+    first, *others = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     loc = first["loc"]
     path = ".".join(str(part) for part in loc)
     more = f" (and {len(others)} more)" if others else ""
@@ -79,7 +79,8 @@ def _located(kind: type[BaseModel], error: ValidationError, source: str) -> Conf
         given = str(context.get("tag", first["input"]))
         return ConfigError(f"'{given}' is not known{more}", where=where, fix=nearest(given, names))
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{message}, got {first['input']!r:.200}{more}", where=where, fix="correct the value")
+    given = "" if isinstance(first["input"], dict) else f", got {first['input']!r:.200}"
+    return ConfigError(f"{message}{given}{more}", where=where, fix="correct the value")
 
 
 def _keys_at(kind: object, loc: tuple[int | str, ...]) -> list[str]:

@@ -1,0 +1,1 @@
+"""What happens beside a step: progress, records on disk, the report."""

@@ -1,0 +1,116 @@
+"""The moments of a run that a callback may use, and what it is told at each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thresher.data.schema import Schema
+from thresher.sharding.plan import Plan
+from thresher.trainer.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What does not change during a run.
+
+    Attributes:
+        data_facts: ``Dataset`` facts for the report: rows per split, recipe, options, quarantined rows.
+        versions: distribution name to version, of Thresher and the libraries it stands on.
+        dense_parameters: number of parameters outside the tables.
+        resumed_step: step of the checkpoint that the run goes on from; 0 for a fresh one.
+    """
+
+    config: RunConfig[Any]
+    schema: Schema
+    data_facts: dict[str, Any]
+    plan: Plan
+    versions: dict[str, str]
+    folder: Path
+    rank: int
+    world: int
+    device: str
+    dense_parameters: int
+    total_steps: int
+    resumed_step: int
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The ``train.log_every`` steps up to ``step``.
+
+    Attributes:
+        samples: samples consumed by all ranks since the beginning of the run.
+        loss: mean over those steps and all ranks.
+        auc: of rank 0's training samples of those steps, first label; NaN where it is undefined.
+        samples_per_s: over all ranks.
+        data_wait: share of the time spent waiting for the reader, largest over ranks.
+        grad_norm: norm of the dense gradient at ``step`` before clipping; NaN where it is not computed.
+    """
+
+    step: int
+    epoch: float
+    samples: int
+    loss: float
+    auc: float
+    samples_per_s: float
+    data_wait: float
+    lr_dense: float
+    lr_tables: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One evaluation. Metric names are ``auc``, ``hr@10`` and so on, prefixed ``<label>/`` from the second label on."""
+
+    step: int
+    split: str
+    rows: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    """One checkpoint written."""
+
+    step: int
+    path: Path
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """How the run ended: ``done``, ``early stop`` or ``failed``.
+
+    Attributes:
+        best: the best validation metrics and their step, empty where there was no evaluation.
+        message: the error's text where it failed.
+    """
+
+    status: str
+    step: int
+    seconds: float
+    best: dict[str, float]
+    message: str = ""
+
+
+class Callback:
+    """Does nothing. Subclasses override the moments they need; all are called on every rank, in the same order."""
+
+    def on_start(self, facts: RunFacts) -> None:
+        """Before the first step."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """Every ``train.log_every`` steps and at the last one."""
+
+    def on_eval(self, record: EvalRecord) -> None:
+        """After an evaluation."""
+
+    def on_save(self, record: SaveRecord) -> None:
+        """After a checkpoint is in place."""
+
+    def on_end(self, record: EndRecord) -> None:
+        """After the last step, or on failure."""
