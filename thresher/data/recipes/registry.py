@@ -1,0 +1,29 @@
+"""The recipes there are, and how one is built from a name and options."""
+
+from typing import Any
+
+from thresher.data.recipes.base import Recipe
+from thresher.errors import ConfigError, nearest
+from thresher.settings import parse
+
+_RECIPES: tuple[type[Recipe], ...] = ()
+
+
+def recipes() -> dict[str, type[Recipe]]:
+    """Every recipe by the name users type."""
+    return {kind.recipe: kind for kind in _RECIPES}
+
+
+def build_recipe(name: str, options: dict[str, Any], source: str = "options") -> Recipe:
+    """The recipe ``name`` with ``options``.
+
+    Args:
+        source: where name and options come from; starts every message.
+
+    Raises:
+        ConfigError: no such recipe, an unknown option, or a value out of range.
+    """
+    known = recipes()
+    if name not in known:
+        raise ConfigError(f"no recipe '{name}'", where=source, fix=nearest(name, known))
+    return parse(known[name], options, f"{source} of recipe '{name}'")
