@@ -24,6 +24,22 @@ def salt(table: str) -> int:
     return xxh3_64_intdigest(table.encode())
 
 
+def require_ids(kind: pa.DataType, where: str = "") -> None:
+    """Checks that values of a type can be ids.
+
+    Raises:
+        SchemaError: they cannot: floats for instance, whose text is ambiguous.
+    """
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (is_text(inner) or pa.types.is_integer(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner)):
+        raise SchemaError(f"ids of type {kind}", where=where, fix="give ids as strings or integers")
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of a type are strings."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def texts(values: pa.Array) -> pa.Array:
     """Values as the strings that hashing and vocabularies know: integers in decimal, empty strings null.
 
@@ -31,7 +47,7 @@ def texts(values: pa.Array) -> pa.Array:
         values: strings, integers, booleans (as 0 and 1), a dictionary of those, or nulls.
 
     Raises:
-        SchemaError: values of another type, floats for instance, whose text is ambiguous.
+        SchemaError: values of another type.
     """
     kind = values.type
     if pa.types.is_dictionary(kind):
@@ -40,8 +56,7 @@ def texts(values: pa.Array) -> pa.Array:
         return texts(values.cast(pa.int8()))
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
         return values.cast(pa.string())
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise SchemaError(f"ids of type {kind}", fix="give ids as strings or integers")
+    require_ids(kind)
     return pc.if_else(pc.equal(values, ""), None, values).cast(pa.large_string())
 
 
@@ -82,6 +97,13 @@ def texts_coded(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
         codes = pc.fill_null(codes, len(distinct))
         distinct.append(None)
     return codes.to_numpy(zero_copy_only=False).astype(np.int64), distinct
+
+
+def digest_column(values: pa.Array) -> pa.Array:
+    """[n] strings to [n] int64 that stand for them: their unsalted xxh3-64, as signed integers; missing ones as 0."""
+    codes, distinct = texts_coded(values)
+    digests = (0 if text is None else xxh3_64_intdigest(text.encode()) for text in distinct)
+    return pa.array(np.fromiter(digests, np.uint64, len(distinct)).view(np.int64)[codes])
 
 
 def mix(counter: NDArray[Any], seed: int) -> NDArray[np.uint64]:
