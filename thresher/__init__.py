@@ -1,7 +1,10 @@
 """Thresher: training of huge sparse models. Each folder answers one question; ``docs/`` is the handbook."""
 
-from thresher.versions import check_installed
+import sys
+
+from thresher.versions import check_installed, is_command_line
 
 __version__ = "0.1.0"
 
-check_installed()
+if not is_command_line(sys.orig_argv):
+    check_installed()

@@ -1,7 +1,8 @@
 """Whether the installed libraries fit together; asked once when ``thresher`` is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from thresher.errors import VersionError
 from thresher.pins import PINS
@@ -16,6 +17,24 @@ def installed(name: str) -> str:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
         return ""
+
+
+def versions() -> dict[str, str]:
+    """Distribution name to installed version, of Thresher and the pinned libraries; empty where one is absent."""
+    return {name: installed(name) for name in ("thresher", *PINS, "fbgemm-gpu-cpu")}
+
+
+def is_command_line(argv: Sequence[str]) -> bool:
+    """Whether this process is the ``thresher`` command or a rank of it, which check the versions by themselves.
+
+    They print a misfit as a message instead of a traceback, and ``thresher doctor`` has to run in spite of one.
+
+    Args:
+        argv: ``sys.orig_argv``.
+    """
+    if "-m" in argv[:-1]:
+        return argv[argv.index("-m") + 1].startswith("thresher.launch.")
+    return len(argv) > 1 and Path(argv[1]).stem == "thresher"
 
 
 def check_installed(lookup: Callable[[str], str] = installed) -> None:

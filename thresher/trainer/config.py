@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from thresher.errors import ConfigError
-from thresher.settings import Settings, parse, read_yaml
+from thresher.settings import Keys, Settings, parse, parse_yaml, read_yaml
 from thresher.trainer.model import ModelConfig
 
 Positive = Annotated[int, Field(ge=1)]
@@ -40,7 +39,7 @@ class DataConfig(Settings):
 
     path: Path
     recipe: str = ""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     shuffle: bool = True
     window_rows: Positive = 1 << 19
     prefetch: Positive = 4
@@ -61,7 +60,7 @@ class ShardingConfig(Settings):
     """
 
     default: ShardingType = "auto"
-    tables: dict[str, ShardingType] = {}
+    tables: dict[str, ShardingType] = Field(default_factory=dict)
     plan: str = ""
     memory_gb: float = Field(default=0.0, ge=0)
 
@@ -227,29 +226,24 @@ def load_config(kind: type[C], path: Path, overrides: tuple[str, ...] = ()) -> C
         ConfigError: the file or an override is not usable; names the key and the nearest valid one.
     """
     values = read_yaml(path)
-    for override in overrides:
-        apply_override(values, override)
-    return parse(kind, values, str(path))
+    overridden = [apply_override(values, override) for override in overrides]
+    return parse(kind, values, str(path), overridden)
 
 
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets one dotted key of ``values`` in place.
+def apply_override(values: dict[str, Any], override: str) -> Keys:
+    """Sets one dotted key of ``values`` in place, and returns its path.
 
     Raises:
         ConfigError: no ``=``, an empty key, a value that is no YAML, or a path through something that is no mapping.
     """
     key, equals, text = override.partition("=")
-    if not equals or not key.strip("."):
+    *path, last = key.strip().split(".")
+    if not equals or not all([*path, last]):
         raise ConfigError(f"'{override}' is no override", where="command line", fix="write key.path=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"value {text!r} is not YAML", where=f"override {key}", fix="quote the value") from None
-    *path, last = key.split(".")
+    value = parse_yaml(text, f"override {key}")
     for part in path:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
             raise ConfigError(f"'{part}' holds a value, not keys", where=f"override {key}", fix="shorten the path")
     values[last] = value
-
-
+    return (*path, last)
