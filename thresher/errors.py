@@ -60,6 +60,10 @@ class CheckpointError(ThresherError):
     """A checkpoint is missing, corrupt, or of another model."""
 
 
+class MetricError(ThresherError):
+    """Predictions, labels or weights cannot be measured."""
+
+
 class LaunchError(ThresherError):
     """Processes could not be started, or one of them died."""
 
