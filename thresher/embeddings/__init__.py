@@ -1,1 +1,1 @@
-"""WHAT a row is: how tables are initialised and which optimizers update their rows."""
+"""WHAT a row is: the tables of a model, their initial weights and the optimizers of their rows."""

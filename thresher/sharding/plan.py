@@ -3,9 +3,37 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from thresher.errors import PlanError
 from thresher.settings import Settings
+
+ShardingType = Literal[
+    "auto",
+    "data_parallel",
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+
+
+class ShardingConfig(Settings):
+    """Which rank holds which part of each table.
+
+    Attributes:
+        default: sharding type of tables not named in ``tables``; ``auto`` lets the planner choose.
+        tables: sharding type by table name.
+        plan: a plan file saved by an earlier run, used as it is; empty to plan anew.
+        memory_gb: memory per rank that tables may use; 0 for what the machine has.
+    """
+
+    default: ShardingType = "auto"
+    tables: dict[str, ShardingType] = Field(default_factory=dict)
+    plan: str = ""
+    memory_gb: float = Field(default=0.0, ge=0)
 
 
 class Shard(Settings):
@@ -20,23 +48,42 @@ class Shard(Settings):
 
 
 class TablePlan(Settings):
-    """One table of one module (``module`` is its path in the model) and its shards."""
+    """One table of one module (``module`` is its path in the model) and its shards.
+
+    ``data_parallel`` has one shard of the whole table on each rank. ``kernel`` says who updates its rows: ``fused``
+    in the backward, ``dense`` from gradients averaged over the ranks.
+    """
 
     module: str
     table: str
     rows: int = Field(ge=1)
     dim: int = Field(ge=1)
-    sharding_type: str
+    sharding_type: ShardingType
     kernel: Literal["dense", "fused"]
     shards: tuple[Shard, ...]
 
+    @property
+    def path(self) -> str:
+        """The table's name within the model, ``module.table``."""
+        return f"{self.module}.{self.table}" if self.module else self.table
+
+    @property
+    def splits_columns(self) -> bool:
+        """Whether a row lies in more than one shard."""
+        return any(shard.cols != self.dim for shard in self.shards)
+
 
 class Plan(Settings):
-    """The placement of all tables of a model on ``world`` ranks, ``local_world`` of them on each machine."""
+    """The placement of all tables of a model on ``world`` ranks, ``local_world`` of them on each machine.
+
+    Attributes:
+        notes: what a reader of the results must know about this placement, one sentence each.
+    """
 
     world: int = Field(ge=1)
     local_world: int = Field(ge=1)
     tables: tuple[TablePlan, ...]
+    notes: tuple[str, ...] = ()
 
     def bytes_of(self, rank: int) -> int:
         """Bytes that rank's shards hold."""
@@ -45,3 +92,26 @@ class Plan(Settings):
     def save(self, path: Path) -> None:
         """Writes the plan as JSON."""
         path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Reads a saved plan.
+
+        Raises:
+            PlanError: no such file, or it holds no plan.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            problem = error.strerror or str(error)
+            raise PlanError(
+                f"cannot be read: {problem}", where=str(path), fix="give a plan.json saved by a run"
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise PlanError(
+                f"holds no sharding plan: {place}: {first['msg']}",
+                where=str(path),
+                fix="give a plan.json saved by a run, or leave sharding.plan empty to plan anew",
+            ) from None

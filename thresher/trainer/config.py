@@ -5,22 +5,14 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from thresher.embeddings.optimizers import TableOptimizer
 from thresher.errors import ConfigError
 from thresher.settings import Keys, Settings, parse, parse_yaml, read_yaml
+from thresher.sharding.plan import ShardingConfig
 from thresher.trainer.model import ModelConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-ShardingType = Literal[
-    "auto",
-    "data_parallel",
-    "table_wise",
-    "column_wise",
-    "row_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-]
 
 
 class DataConfig(Settings):
@@ -49,22 +41,6 @@ class DataConfig(Settings):
     test: str = "test"
 
 
-class ShardingConfig(Settings):
-    """Which rank holds which part of each table.
-
-    Attributes:
-        default: sharding type of tables not named in ``tables``; ``auto`` lets the planner choose.
-        tables: sharding type by table name.
-        plan: a plan file saved by an earlier run, used as it is; empty to plan anew.
-        memory_gb: memory per rank that tables may use; 0 for what the machine has.
-    """
-
-    default: ShardingType = "auto"
-    tables: dict[str, ShardingType] = Field(default_factory=dict)
-    plan: str = ""
-    memory_gb: float = Field(default=0.0, ge=0)
-
-
 class Schedule(Settings):
     """Learning rate over time, as a factor: linear warm-up from 0, then ``kind`` down to ``floor``.
 
@@ -88,19 +64,6 @@ class DenseOptimizer(Settings):
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
-
-
-class TableOptimizer(Settings):
-    """The optimizer of the embedding tables, applied inside the backward to the touched rows only.
-
-    Attributes:
-        init_scale: rows start uniform in (-init_scale, init_scale); 0 for 1/sqrt(rows) of the table.
-    """
-
-    name: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
-    lr: float = Field(default=0.02, gt=0)
-    eps: float = Field(default=1e-8, gt=0)
-    init_scale: float = Field(default=0.0, ge=0)
 
 
 class OptimConfig(Settings):

@@ -1,0 +1,72 @@
+"""Row optimizers: how the touched rows of a table are updated, inside the backward or from dense gradients.
+
+For a row w with gradient g of D columns, learning rate a:
+
+    sgd               w <- w - a g
+    adagrad           s <- s + g^2 (element by element),  w <- w - a g / (sqrt(s) + eps)     (Duchi et al., 2011)
+    rowwise_adagrad   s <- s + mean(g^2) (one s a row),   w <- w - a g / (sqrt(s) + eps)     (FBGEMM, TorchRec)
+
+g = 0 leaves w and s as they are in all three, so a dense update of a whole table equals the update of touched rows.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from pydantic import Field, model_validator
+from torch import nn
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from thresher.embeddings.tables import FLOAT_BYTES
+from thresher.settings import Settings
+
+
+class TableOptimizer(Settings):
+    """The optimizer of the embedding tables, applied inside the backward to the touched rows only.
+
+    Attributes:
+        init_scale: rows start uniform in (-init_scale, init_scale); 0 for 1/sqrt(rows) of the table.
+    """
+
+    name: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    lr: float = Field(default=0.02, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
+    init_scale: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_weight_decay(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "weight_decay" in values:
+            raise ValueError(
+                "tables take no weight_decay: FBGEMM's CPU kernel ignores it without a word; "
+                "remove it (optim.dense.weight_decay is there for the dense part)"
+            )
+        return values
+
+    def state_bytes(self, rows: int, dim: int) -> int:
+        """Bytes of optimizer state of a [rows, dim] table or shard."""
+        return {"sgd": 0, "rowwise_adagrad": rows, "adagrad": rows * dim}[self.name] * FLOAT_BYTES
+
+
+def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
+    """TorchRec's ``fused_params``. Ids outside the table stop the run instead of reading row 0."""
+    kinds = {
+        "sgd": EmbOptimType.EXACT_SGD,
+        "adagrad": EmbOptimType.EXACT_ADAGRAD,
+        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    }
+    params = {"optimizer": kinds[optimizer.name], "learning_rate": optimizer.lr}
+    return params | {"eps": optimizer.eps, "bounds_check_mode": BoundsCheckMode.FATAL}
+
+
+def dense_equivalent(optimizer: TableOptimizer, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimizer that does to dense gradients [rows, dim] of replicated tables what the fused one does to rows."""
+    match optimizer.name:
+        case "sgd":
+            return torch.optim.SGD(params, lr=optimizer.lr)
+        case "adagrad":
+            return torch.optim.Adagrad(params, lr=optimizer.lr, eps=optimizer.eps)
+        case "rowwise_adagrad":
+            return RowWiseAdagrad(params, lr=optimizer.lr, eps=optimizer.eps)  # type: ignore[no-any-return]
