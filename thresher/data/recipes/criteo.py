@@ -13,10 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
 
 from thresher.data.recipes.base import SPLITS, Chunk, divide
-from thresher.data.recipes.from_files import FromFiles, rows_of
+from thresher.data.recipes.from_files import HeldOut, IdTables, rows_of
 from thresher.data.schema import DenseFeature, Label, Schema, SparseFeature, Table
 from thresher.data.sources import Layout, Part, choose_files, first_line, header, read_delimited, require
 from thresher.errors import SchemaError
@@ -28,15 +27,12 @@ _KNOWN_FILES = ("train.txt", "train.txt.gz", "day_*", "train.csv", "train.csv.gz
 _BUCKET_ROWS = 1024
 
 
-class Criteo(FromFiles):
+class Criteo(IdTables, HeldOut):
     """Dense features are ``sign(x) log(1 + |x|)``, 0 where missing; each category has a table.
 
     Attributes:
         split: ``random``: by a hash of the row number; ``last_file``: the last file is held out, divided between valid
             and test in proportion to their shares (the 1 TB convention, where a file is a day).
-        ids: how categories become rows: ``hash``, or a ``vocabulary`` of the training split.
-        table_rows: rows of each category's table; an upper bound for a vocabulary.
-        min_count: vocabulary only: rarer values share the unseen row.
         buckets: adds each integer as an id too, ``I1_bucket`` ..: x if x <= 2, else floor(log(x)^2), the rule of the
             winners of the Kaggle contest (3 Idiots, 2014).
     """
@@ -45,14 +41,11 @@ class Criteo(FromFiles):
     summary: ClassVar[str] = "Criteo click logs, Kaggle and 1 TB: 13 integers, 26 categories"
 
     split: Literal["random", "last_file"] = "random"
-    ids: Literal["hash", "vocabulary"] = "hash"
-    table_rows: int = Field(default=100_000, ge=3)
-    min_count: int = Field(default=1, ge=1)
     buckets: bool = False
 
     def data_schema(self) -> Schema:
         buckets = [f"{name}_bucket" for name in INTEGERS] if self.buckets else []
-        tables = [Table(name=n, rows=self.table_rows, ids=self.ids, min_count=self.min_count) for n in CATEGORIES]
+        tables = [self.table(name) for name in CATEGORIES]
         tables += [Table(name=name, rows=_BUCKET_ROWS) for name in buckets]
         return Schema(
             name="criteo",
