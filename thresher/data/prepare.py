@@ -91,11 +91,11 @@ def _make(recipe: Recipe, folder: Path, max_bad_share: float, clock: _Clock) -> 
     schema = recipe.data_schema()
     vocabularies, moments = _learn(recipe, schema, clock)
     schema = _in_use(schema, vocabularies)
-    for name, vocabulary in vocabularies.items():
-        vocabulary.save(folder / "vocabulary" / f"{name}.parquet")
     encoder, tally = Encoder(schema, vocabularies, moments), Tally(schema)
     quarantine = Quarantine(folder, max_bad_share)
     writer = DatasetWriter(folder, schema, recipe.recipe, _options(recipe))
+    for name, vocabulary in vocabularies.items():
+        vocabulary.save(folder / "vocabulary" / f"{name}.parquet")
     for chunk in recipe.chunks():
         encoded, parsed = encoder.encode(chunk.table)
         quarantine.add(chunk.table.num_rows + len(chunk.bad), [*chunk.bad, *bad_rows(chunk, parsed)])

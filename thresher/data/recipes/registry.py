@@ -3,10 +3,11 @@
 from typing import Any
 
 from thresher.data.recipes.base import Recipe
+from thresher.data.recipes.completejourney import CompleteJourney
 from thresher.errors import ConfigError, nearest
 from thresher.settings import parse
 
-_RECIPES: tuple[type[Recipe], ...] = ()
+_RECIPES: tuple[type[Recipe], ...] = (CompleteJourney,)
 
 
 def recipes() -> dict[str, type[Recipe]]:
