@@ -1,0 +1,17 @@
+"""Checkpoints: torch DCP inside a transaction. See ``docs/checkpoints.md``."""
+
+from thresher.trainer.checkpoint.store import BadCheckpoint, CheckpointStore, RestoredCheckpoint, SavedCheckpoint, State
+from thresher.trainer.checkpoint.training_state import LazyOptimizer, Prepared, training_state
+from thresher.trainer.checkpoint.verify import verify
+
+__all__ = [
+    "BadCheckpoint",
+    "CheckpointStore",
+    "LazyOptimizer",
+    "Prepared",
+    "RestoredCheckpoint",
+    "SavedCheckpoint",
+    "State",
+    "training_state",
+    "verify",
+]

@@ -1,0 +1,112 @@
+"""Whether a checkpoint fits the tensors it is to be read into, told before anything is overwritten.
+
+DCP moves rectangles, so a table's weights and element-wise optimizer state load into any split of the table. A state of
+one number a row (row-wise Adagrad) is another matter under column splits: TorchRec keeps one such column of numbers for
+each split of the columns, ``[splits x rows]`` instead of ``[rows]``, and each is the mean over other columns.
+"""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from thresher.errors import CheckpointError
+from thresher.trainer.checkpoint.training_state import MODEL, TABLE_OPTIMIZER
+
+Columns = tuple[tuple[int, int], ...]
+"""(first column, number of columns) of each split, in order."""
+
+
+def flattened(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested state as dotted keys: DCP's own naming, which it does not export."""
+    return flatten_state_dict(dict(state))[0]
+
+
+def local_bytes(state: Mapping[str, Any], rank: int) -> int:
+    """Bytes of tensors that ``rank`` writes: its shards, and on rank 0 what is replicated."""
+    total = 0
+    for value in flattened(state).values():
+        if isinstance(value, ShardedTensor):
+            total += sum(shard.tensor.nbytes for shard in value.local_shards())
+        elif isinstance(value, Tensor) and rank == 0:
+            total += value.nbytes
+    return total
+
+
+def misfits(
+    wanted: Mapping[str, Any], everyone: Collection[str], saved: Metadata, place: Path
+) -> list[CheckpointError]:
+    """What keeps the checkpoint ``saved`` in the folder ``place`` from being read into ``wanted``.
+
+    Args:
+        wanted: this rank's flattened state.
+        everyone: keys of the flattened states of all ranks.
+    """
+    found = [error for key, value in wanted.items() if (error := _misfit(key, value, wanted, saved, place)) is not None]
+    for key in sorted(saved.state_dict_metadata.keys() - set(everyone)):
+        fix = _swap_fix(key) or "load it into the model it was saved from"
+        found.append(CheckpointError(f"holds '{key}', which this run does not have", where=str(place), fix=fix))
+    return found
+
+
+def _misfit(key: str, value: object, wanted: Mapping[str, Any], saved: Metadata, place: Path) -> CheckpointError | None:
+    if key not in saved.state_dict_metadata:
+        fix = _swap_fix(key) or "load it into the model it was saved from"
+        return CheckpointError(f"has no '{key}', which this run needs", where=str(place), fix=fix)
+    if not isinstance(value, Tensor | ShardedTensor):
+        return None
+    found = saved.state_dict_metadata[key]
+    if not isinstance(found, TensorStorageMetadata):
+        return CheckpointError(
+            f"'{key}' is no tensor", where=str(place), fix="load it into the model it was saved from"
+        )
+    had, wants = _columns_of_state(key, value, wanted, saved)
+    if had != wants:
+        return CheckpointError(
+            f"'{key}' is optimizer state of one number per row and split of the columns: saved for columns "
+            f"{_spans(had)}, this plan has {_spans(wants)}",
+            where=str(place),
+            fix="keep the table's column split, or train it with adagrad or sgd, whose state is not kept per split",
+        )
+    if tuple(found.size) != tuple(value.size()) or found.properties.dtype != value.dtype:
+        return CheckpointError(
+            f"'{key}' is {found.properties.dtype} {list(found.size)}, "
+            f"the model wants {value.dtype} {list(value.size())}",
+            where=str(place),
+            fix="load it into a model of the same tables and layers",
+        )
+    return None
+
+
+def _columns_of_state(
+    key: str, value: Tensor | ShardedTensor, wanted: Mapping[str, Any], saved: Metadata
+) -> tuple[Columns, Columns]:
+    """How the table is split by columns, saved and now, if ``key`` is row-wise state of a table; else twice nothing.
+
+    The key is ``fused_optimizer.state.<parameter>.<table>.<state>``.
+    """
+    parameter = f"{MODEL}.{key.removeprefix(f'{TABLE_OPTIMIZER}.state.').rsplit('.', 2)[0]}"
+    weight, before = wanted.get(parameter), saved.state_dict_metadata.get(parameter)
+    state = key.startswith(f"{TABLE_OPTIMIZER}.") and len(value.size()) == 1
+    if not (state and isinstance(weight, ShardedTensor) and isinstance(before, TensorStorageMetadata)):
+        return (), ()
+    now = weight.metadata().shards_metadata
+    return (
+        tuple(sorted({(chunk.offsets[1], chunk.sizes[1]) for chunk in before.chunks})),
+        tuple(sorted({(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in now})),
+    )
+
+
+def _spans(columns: Columns) -> str:
+    return ", ".join(f"{first}..{first + count - 1}" for first, count in columns)
+
+
+def _swap_fix(key: str) -> str:
+    """What to do about optimizer state that is absent on one side: a table was data-parallel before, or is now."""
+    if key.startswith(f"{TABLE_OPTIMIZER}.") or ".embedding_bags." in key or ".embeddings." in key:
+        return "keep the same tables data-parallel, and the same table optimizer, as when it was saved"
+    return ""

@@ -1,0 +1,82 @@
+"""What of a run goes into a checkpoint as tensors, and how lazily created parts of it come to exist before loading."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.stateful import Stateful
+from torchrec.optim.keyed import KeyedOptimizer
+
+MODEL = "model"
+TABLE_OPTIMIZER = "fused_optimizer"
+DENSE_OPTIMIZER = "dense_optimizer"
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """Something that must create tensors before a checkpoint can be read into them."""
+
+    def prepare(self, saved: Collection[str]) -> None:
+        """``saved``: the keys that the checkpoint holds for it, its own nesting joined by dots."""
+
+
+def training_state(model: nn.Module, dense_optimizer: KeyedOptimizer) -> dict[str, Stateful]:
+    """What :class:`CheckpointStore` saves and restores of a run.
+
+    Args:
+        model: a ``DistributedModelParallel``: weights and, of the tables, the optimizer fused into the backward.
+        dense_optimizer: of everything else; keyed by parameter names (``KeyedOptimizerWrapper``).
+    """
+    fused = model.fused_optimizer
+    assert isinstance(fused, KeyedOptimizer), "a DistributedModelParallel has one"
+    return {
+        MODEL: model,
+        TABLE_OPTIMIZER: fused,
+        DENSE_OPTIMIZER: LazyOptimizer(dense_optimizer),
+    }
+
+
+class LazyOptimizer:
+    """A keyed optimizer that creates the state of a parameter at its first gradient, as torch's optimizers do."""
+
+    def __init__(self, optimizer: KeyedOptimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        """State tensors by parameter name; they share memory with the optimizer's."""
+        return self._optimizer.state_dict()  # type: ignore[no-any-return]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over state of the same structure."""
+        self._optimizer.load_state_dict(state_dict)
+
+    def prepare(self, saved: Collection[str]) -> None:
+        """Gives state to exactly the parameters that have some in the checkpoint; neither weights nor rates change.
+
+        A parameter that has not had a gradient yet has no state, and must have none after loading: its first step
+        counts as the first.
+        """
+        having = {key.removeprefix("state.").rpartition(".")[0] for key in saved}
+        params: Mapping[str, Any] = self._optimizer.params
+        for key, param in params.items():
+            param.grad = None
+            if key not in having:
+                self._optimizer.state.pop(param, None)
+        fresh = [param for key, param in params.items() if key in having and param not in self._optimizer.state]
+        for param in fresh:
+            param.grad = torch.zeros_like(param)
+        if fresh:
+            _step_in_place(self._optimizer)
+        for param in params.values():
+            param.grad = None
+
+
+def _step_in_place(optimizer: KeyedOptimizer) -> None:
+    """A step at a learning rate of 0, which is what makes torch's optimizers create their state."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
