@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from thresher.data.recipes.base import Chunk, Recipe, by_threshold, random_split, time_cuts
 from thresher.data.schema import Table
 from thresher.data.sources import Part
+from thresher.errors import DataError
 from thresher.settings import Settings
 
 
@@ -59,9 +60,22 @@ class HeldOut(FromFiles, ABC):
         return random_split(file * FILE_STRIDE + rows, self.valid, self.test, self.seed)
 
     def cuts(self, times: Iterable[NDArray[np.int64]]) -> tuple[float, float]:
-        """Times from which on rows are ``valid`` and ``test``: the newest rows are held out."""
-        known = [np.empty(0, np.int64), *times]
-        return time_cuts(np.concatenate(known), self.valid, self.test)
+        """Times from which on rows are ``valid`` and ``test``: the newest rows are held out.
+
+        Raises:
+            DataError: that would leave no row to train on, for want of different times.
+        """
+        known = np.concatenate([np.empty(0, np.int64), *times])
+        if not len(known):
+            raise DataError("no row has a time", where=str(self.source[0]), fix="use split=random")
+        valid_from, test_from = time_cuts(known, self.valid, self.test)
+        if valid_from <= known.min() and self.valid + self.test:
+            raise DataError(
+                f"the rows cannot be split by time: most share the time {int(known.min())}",
+                where=str(self.source[0]),
+                fix="use split=random",
+            )
+        return valid_from, test_from
 
     def by_time(self, time: NDArray[np.int64], cuts: tuple[float, float]) -> NDArray[np.uint8]:
         """[n] positions in ``SPLITS`` for times; a share of 0 gets no row."""

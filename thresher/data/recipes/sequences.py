@@ -84,7 +84,8 @@ def leave_one_out(interactions: Interactions) -> Iterator[Chunk]:
     order, lengths = _by_user(interactions)
     starts = np.cumsum(lengths) - lengths
     none = np.empty(0, np.int64)
-    yield _chunk(interactions, SPLITS[0], 0, order, none, none, interactions.bad)
+    if interactions.bad:
+        yield _chunk(interactions, SPLITS[0], 0, order, none, none, interactions.bad)
     for first in range(0, len(lengths), _USERS_AT_ONCE):
         some = slice(first, first + _USERS_AT_ONCE)
         for held_back, split in enumerate(reversed(SPLITS), start=1):

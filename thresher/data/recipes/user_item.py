@@ -1,7 +1,7 @@
 """Sequences as text: ``user item item ...`` a line, the items oldest first, values parted by white space.
 
-A user may have several lines, in several files too: they are joined in the order of lines and files (of a folder: ``train.txt``,
-``valid.txt``, ``test.txt``, then by name).
+A user may have several lines, in several files too: they are joined in the order of lines and files, of which
+``train.txt``, ``valid.txt``, ``test.txt`` come first, in this order.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _GIVEN_SPLITS = ("train.txt", "valid.txt", "test.txt")
 
 
 class UserItem(IdTables, FromFiles):
-    """Next-item rows (see ``sequences``). A row's file and number are those of its user's first line.
+    """Next-item rows (see ``sequences``). A row's file and number are those of its target.
 
     Attributes:
         max_length: histories keep their newest items.
