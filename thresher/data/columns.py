@@ -96,7 +96,7 @@ def columns_of(schema: Schema) -> tuple[Column, ...]:
         found += [
             Column(sequence.key(side), "float", True, partner=sequence.name) for side in sequence.side if not side.table
         ]
-    found += [Column(feature.name, "float") for feature in (*schema.dense, *schema.labels)]
+    found += [Column(name, "float") for name in [f.name for f in schema.dense] + [f.name for f in schema.labels]]
     if schema.weight:
         found.append(Column(schema.weight.name, "float", nonnegative=True))
     found += [Column(feature.name, "int") for feature in (schema.time, schema.group) if feature]

@@ -106,7 +106,7 @@ class Order:
         take = np.empty(len(wanted), dtype=np.int64)
         ranges: list[tuple[int, int, int]] = []
         for turn, one in enumerate(np.unique(lane[: self.lanes])):
-            ranges += self._ranges(epoch, int(one) * self._lane_rows + start, depth)
+            ranges += self.ranges(epoch, int(one) * self._lane_rows + start, depth)
             mine = slice(*_stride(lane, int(one), self.lanes, world))
             take[mine] = turn * depth + self._permutation(depth, epoch, _ROWS, int(one), number)[offset[mine]]
         return Window((start + depth) * self.lanes, tuple(ranges), take)
@@ -121,7 +121,7 @@ class Order:
         start = self._lane_rows * self.lanes
         wanted = _progression(index, self.rows, residue, world)
         take = self._permutation(self.rows - start, epoch, _TAIL)[wanted - start]
-        ranges = self._ranges(epoch, start, self.rows - start) if len(wanted) else []
+        ranges = self.ranges(epoch, start, self.rows - start) if len(wanted) else []
         return Window(self.rows, tuple(ranges), take)
 
     def _permutation(self, rows: int, epoch: int, purpose: int, lane: int = 0, window: int = 0) -> Ints:
@@ -129,8 +129,8 @@ class Order:
             return np.arange(rows)
         return permutation(rows, self._seed, epoch, (window, lane, purpose))
 
-    def _ranges(self, epoch: int, start: int, rows: int) -> list[tuple[int, int, int]]:
-        """The stream's rows [start, start + rows) as ranges of row groups."""
+    def ranges(self, epoch: int, start: int, rows: int) -> list[tuple[int, int, int]]:
+        """The stream's rows [start, start + rows) as ranges of row groups; without shuffling, the split's rows."""
         rotation, order, ends = self._stream_of(epoch)
         start = (start + rotation) % self.rows
         found = []
