@@ -11,6 +11,7 @@ Ranks are forked from a server that has imported torch and torchrec already: hal
 import faulthandler
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 import traceback
@@ -124,7 +125,7 @@ def _collect(ranks: list[_Rank], deadline: float, folder: Path) -> None:
 
 def _receive(rank: _Rank) -> _Answer:
     try:
-        return rank.pipe.recv()  # type: ignore[no-any-return]
+        return pickle.loads(rank.pipe.recv_bytes())  # type: ignore[no-any-return]
     except EOFError:
         rank.process.join(5)
         death = RankDied(f"rank {rank.number} ended without a result, exit code {rank.process.exitcode}")
@@ -192,8 +193,9 @@ def _environment(rank: int, world: int, local_world: int) -> None:
 
 def _send(pipe: Connection, answer: _Answer) -> None:
     try:
-        pipe.send(answer)
+        message = pickle.dumps(answer)  # not pipe.send: torch would hand over tensors through the dying process
     except Exception as problem:  # what a function returns or raises need not be picklable
         error = RuntimeError(f"cannot send the rank's answer {answer.value or answer.error!r:.200}: {problem}")
-        pipe.send(_Answer(error=error, trace=answer.trace))
+        message = pickle.dumps(_Answer(error=error, trace=answer.trace))
+    pipe.send_bytes(message)
     pipe.close()

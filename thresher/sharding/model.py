@@ -1,0 +1,154 @@
+"""A model turned into its share on this rank: tables by plan, everything else replicated."""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.types import ShardingEnv
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from thresher.embeddings.init import fill, init_scale
+from thresher.embeddings.optimizers import TableOptimizer, dense_equivalent
+from thresher.embeddings.tables import find_tables
+from thresher.errors import PlanError
+from thresher.sharding.check import check_plan
+from thresher.sharding.plan import Plan, TablePlan
+from thresher.sharding.replicate import ReplicateDense
+from thresher.sharding.sharders import sharders
+from thresher.sharding.translate import notes_of, to_torchrec
+
+
+class ShardedModel:
+    """A model whose tables are sharded, as one rank trains it.
+
+    One step:  loss = model.loss(sharded.wrapped(batch), batch); loss.backward(); sharded.step_tables(); then the
+    optimizer of ``dense_parameters()``. The backward itself updates the fused tables; ``step_tables`` updates the
+    replicated ones, whose gradients it has averaged over the ranks.
+
+    Attributes:
+        wrapped: call it for the forward. Collective: every rank calls it with its own batch, also an empty one.
+        plan: what is in force.
+        table_optimizer: of all tables. Its state dict is keyed by table; a changed ``lr`` of its parameter groups
+            takes effect at its next ``step``.
+    """
+
+    def __init__(self, wrapped: DistributedModelParallel, plan: Plan, optimizer: TableOptimizer) -> None:
+        self.wrapped, self.plan = wrapped, plan
+        keys = {_key(wrapped, table) for table in plan.tables if table.kernel == "dense"}
+        named = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
+        self._replicated = {name: parameter for name, parameter in named.items() if name in keys}
+        self._dense = {name: parameter for name, parameter in named.items() if name not in keys}
+        parts = [("", wrapped.fused_optimizer)]
+        if self._replicated:
+            replicated = _ReplicatedTables(self._replicated, lambda params: dense_equivalent(optimizer, params))
+            parts.append(("", replicated))
+        self.table_optimizer = CombinedOptimizer(parts)
+        wrapped.register_forward_pre_hook(self._require_stepped)
+
+    def dense_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters outside the tables, by name: what the dense optimizer is for."""
+        return dict(self._dense)
+
+    def step_tables(self) -> None:
+        """Applies the gradients of replicated tables, and forgets them. Call it after every backward."""
+        self.table_optimizer.step()
+
+    def set_table_lr(self, lr: float) -> None:
+        """Sets the learning rate of all tables from the next backward on."""
+        for group in self.table_optimizer.param_groups:
+            group["lr"] = lr
+        self.table_optimizer.step()
+
+    def _require_stepped(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if torch.is_grad_enabled() and any(parameter.grad is not None for parameter in self._replicated.values()):
+            raise RuntimeError("gradients of data-parallel tables are pending: call step_tables() after each backward")
+
+
+class _ReplicatedTables(KeyedOptimizerWrapper):  # type: ignore[misc]
+    """Forgets gradients once applied, so that a ``step`` that only passes on a learning rate applies none twice."""
+
+    def step(self, closure: None = None) -> None:
+        super().step(closure)
+        for parameter in self.params.values():
+            parameter.grad = None
+
+
+def shard(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    device: torch.device,
+    optimizer: TableOptimizer,
+    seed: int,
+    group: ProcessGroup | None = None,
+) -> ShardedModel:
+    """Shards the tables of ``model`` in place by ``plan`` and replicates the rest. Collective.
+
+    A process group is needed also for one rank (TorchRec has no other way to name shards). Initial weights of tables
+    depend on (seed, table) alone; those of the dense part are rank 0's.
+
+    Args:
+        model: its tables may be on the meta device, its dense part must be real.
+        optimizer: of the tables; updates them in the backward.
+        group: of all ranks; None for torch's default group.
+
+    Raises:
+        PlanError: the plan does not fit the model or the ranks, or a dense parameter is on the meta device.
+    """
+    group = group or torch.distributed.group.WORLD
+    if group is None:
+        raise PlanError("there is no process group", fix="call torch.distributed.init_process_group, also for one rank")
+    world, rank = group.size(), group.rank()
+    infos = find_tables(model)
+    check_plan(plan, infos, world, get_local_size(world), "plan")
+    _require_real(model, {f"{info.module}." for info in infos})
+    if rank == 0:
+        for note in notes_of(plan, optimizer):
+            warnings.warn(note, stacklevel=2)
+    wrapped = DistributedModelParallel(
+        model,
+        env=ShardingEnv.from_process_group(group),
+        device=device,
+        plan=to_torchrec(plan, device.type),
+        sharders=sharders(optimizer),
+        data_parallel_wrapper=ReplicateDense(),
+    )
+    _init_tables(wrapped, plan, seed, optimizer.init_scale)
+    return ShardedModel(wrapped, plan, optimizer)
+
+
+def _require_real(model: nn.Module, collections: set[str]) -> None:
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        if value.is_meta and not any(name.startswith(prefix) for prefix in collections):
+            raise PlanError(
+                f"'{name}' is on the meta device, where nothing initialises it",
+                where=f"model {type(model).__name__}",
+                fix="build dense layers on a real device; only tables may be on meta",
+            )
+
+
+def _init_tables(wrapped: DistributedModelParallel, plan: Plan, seed: int, scale: float) -> None:
+    state = wrapped.state_dict()
+    for table in plan.tables:
+        for weight, row0, col0 in _local_parts(state[_key(wrapped, table)]):
+            fill(weight, seed, table.path, table.dim, init_scale(table.rows, scale), row0, col0)
+
+
+def _local_parts(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]]:
+    """This rank's rectangles of a table with their first row and column."""
+    if not isinstance(weight, ShardedTensor):
+        return [(weight, 0, 0)]
+    parts = [(part.tensor, part.metadata.shard_offsets) for part in weight.local_shards()]
+    return [(tensor, row0, col0) for tensor, (row0, col0) in parts]
+
+
+def _key(wrapped: DistributedModelParallel, table: TablePlan) -> str:
+    """The name of a table's weight among the model's parameters."""
+    module = wrapped.module.get_submodule(table.module)
+    folder = "embedding_bags" if hasattr(module, "embedding_bags") else "embeddings"
+    return ".".join(part for part in (table.module, folder, table.table, "weight") if part)

@@ -1,0 +1,187 @@
+"""From a model and what its user asked for to a :class:`Plan`. TorchRec's planner places; we check before and after."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.stats import NoopEmbeddingStats
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.types import ModuleSharder
+
+from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.tables import TableInfo, find_tables
+from thresher.errors import PlanError, nearest
+from thresher.sharding.check import check_complete, check_memory, check_plan
+from thresher.sharding.cuts import BAG_TYPES, column_parts, column_width, refusals
+from thresher.sharding.plan import Plan
+from thresher.sharding.sharders import sharders
+from thresher.sharding.topology import make_topology, table_memory
+from thresher.sharding.translate import from_torchrec, notes_of
+
+REPLICATE_BYTES = 1 << 16
+"""``auto`` replicates pooled tables up to this size: so small an all-reduce is cheaper than routing ids and vectors."""
+AUTO_TYPES = ("table_wise", "row_wise", "table_row_wise")
+"""What ``auto`` chooses from for larger tables; column cuts change row-wise Adagrad, so a user must ask for them."""
+
+
+def make_plan(
+    model: nn.Module,
+    *,
+    world: int,
+    local_world: int,
+    device: str,
+    optimizer: TableOptimizer,
+    default: str = "auto",
+    tables: Mapping[str, str] | None = None,
+    memory_bytes: int = 0,
+    batch_size: int = 512,
+) -> Plan:
+    """Places every table of ``model``; the same plan for the same arguments, on every rank.
+
+    Args:
+        model: unsharded; its tables may be on the meta device.
+        world, local_world: ranks, and ranks of each machine.
+        device: ``cpu`` or ``cuda``.
+        optimizer: of the tables; its state counts as memory.
+        default: sharding type of the tables not named in ``tables``; ``auto`` lets the planner choose.
+        tables: sharding type by table name.
+        memory_bytes: memory per rank for tables; 0 for a share of what the machine has.
+        batch_size: samples per rank and step, for the planner's estimates.
+
+    Raises:
+        PlanError: a type or table is unknown, a type does not fit its table and the ranks, or memory does not suffice;
+            the message names the table, what was asked and what is possible.
+    """
+    _check_ranks(world, local_world)
+    infos = find_tables(model)
+    asked = _asked(infos, default, tables or {})
+    allowed = _allowed(infos, asked, tables or {}, world, local_world)
+    memory = memory_bytes or table_memory(device, local_world)
+    for info in infos:
+        check_memory(info, allowed[info.table], optimizer, world, local_world, memory)
+    planner = _planner(_constraints(infos, allowed, world, local_world), world, local_world, device, memory, batch_size)
+    try:
+        found = planner.plan(model, sharders(optimizer))
+    except PlannerError as error:
+        raise _no_room(infos, optimizer, world, memory, error) from error
+    plan = from_torchrec(found, infos, optimizer, world, local_world)
+    check_complete(plan, infos, "planner")
+    check_plan(plan, infos, world, local_world, "planner")
+    return plan.model_copy(update={"notes": notes_of(plan, optimizer)})
+
+
+def _check_ranks(world: int, local_world: int) -> None:
+    if local_world < 1 or world < 1 or world % local_world:
+        raise PlanError(
+            f"{world} ranks do not divide into machines of {local_world}",
+            fix="start the same number of ranks on every machine",
+        )
+
+
+def _asked(infos: Sequence[TableInfo], default: str, tables: Mapping[str, str]) -> dict[str, str]:
+    """The type asked for each table name, ``auto`` included."""
+    names = {info.table for info in infos}
+    for name in tables:
+        if name not in names:
+            raise PlanError(
+                f"the model has no table '{name}'", where=f"sharding.tables.{name}", fix=nearest(name, names)
+            )
+    asked = {name: tables.get(name, default) for name in names}
+    for name, kind in asked.items():
+        if kind not in ("auto", *BAG_TYPES):
+            raise PlanError(
+                f"'{kind}' is no sharding type", where=_place(name, tables), fix=nearest(kind, ("auto", *BAG_TYPES))
+            )
+    return asked
+
+
+def _allowed(
+    infos: Sequence[TableInfo],
+    asked: Mapping[str, str],
+    tables: Mapping[str, str],
+    world: int,
+    local_world: int,
+) -> dict[str, list[str]]:
+    """Types the planner may choose from, by table name. Tables of one name in several collections share them."""
+    allowed: dict[str, list[str]] = {}
+    for info in infos:
+        refused = refusals(info, world, local_world)
+        possible = [kind for kind in BAG_TYPES if kind not in refused]
+        kind = asked[info.table]
+        if kind in refused:
+            raise PlanError(
+                f"table '{info.path}' cannot be {kind} on {world} ranks ({local_world} per machine): {refused[kind]}",
+                where=_place(info.table, tables),
+                fix=f"choose one of {', '.join(possible)}, or auto",
+            )
+        choice = _auto(info, possible, world, local_world) if kind == "auto" else [kind]
+        allowed[info.table] = [k for k in allowed.get(info.table, choice) if k in choice] or ["table_wise"]
+    return allowed
+
+
+def _place(name: str, tables: Mapping[str, str]) -> str:
+    return f"sharding.tables.{name}" if name in tables else "sharding.default"
+
+
+def _auto(info: TableInfo, possible: Sequence[str], world: int, local_world: int) -> list[str]:
+    if info.weight_bytes <= REPLICATE_BYTES and "data_parallel" in possible:
+        return ["data_parallel"]
+    machines = world // local_world
+    useful = [kind for kind in AUTO_TYPES if kind != "table_row_wise" or 1 < machines < world]
+    return [kind for kind in useful if kind in possible]
+
+
+def _constraints(
+    infos: Sequence[TableInfo], allowed: Mapping[str, list[str]], world: int, local_world: int
+) -> dict[str, ParameterConstraints]:
+    constraints: dict[str, ParameterConstraints] = {}
+    for info in infos:
+        kinds = allowed[info.table]
+        width = column_width(info.dim, column_parts(kinds[0], world, local_world))
+        constraints[info.table] = ParameterConstraints(sharding_types=kinds, min_partition=width)
+    return constraints
+
+
+class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
+    """TorchRec's enumerator walks sets of strings, whose order differs between processes."""
+
+    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
+        """All options, in an order that depends on the model alone."""
+        options: list[ShardingOption] = super().enumerate(module, sharders)
+        return sorted(options, key=lambda option: (option.path, option.name, BAG_TYPES.index(option.sharding_type)))
+
+
+def _planner(
+    constraints: dict[str, ParameterConstraints],
+    world: int,
+    local_world: int,
+    device: str,
+    memory: int,
+    batch_size: int,
+) -> EmbeddingShardingPlanner:
+    topology = make_topology(world, local_world, device, memory)
+    return EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=batch_size,
+        enumerator=_OrderedEnumerator(topology, batch_size, constraints),
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        stats=NoopEmbeddingStats(),
+        constraints=constraints,
+        debug=False,
+    )
+
+
+def _no_room(
+    infos: Sequence[TableInfo], optimizer: TableOptimizer, world: int, memory: int, error: PlannerError
+) -> PlanError:
+    needed = sum(info.weight_bytes + optimizer.state_bytes(info.rows, info.dim) for info in infos)
+    largest = max(infos, key=lambda info: info.weight_bytes)
+    reason = str(error).strip().splitlines()[0]
+    return PlanError(
+        f"no placement of {len(infos)} tables ({needed / 1e9:.3g} GB in all, '{largest.path}' the largest) on {world} "
+        f"ranks with {memory / 1e9:.3g} GB each for tables and buffers ({reason})",
+        where="sharding",
+        fix="use more ranks, raise sharding.memory_gb, or set sharding.default to auto",
+    )
