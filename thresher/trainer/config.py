@@ -6,8 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from thresher.embeddings.optimizers import TableOptimizer
-from thresher.errors import ConfigError
-from thresher.settings import Keys, Settings, parse, parse_yaml, read_yaml
+from thresher.settings import Settings, apply_override, parse, read_yaml
 from thresher.sharding.plan import ShardingConfig
 from thresher.trainer.model import ModelConfig
 
@@ -191,22 +190,3 @@ def load_config(kind: type[C], path: Path, overrides: tuple[str, ...] = ()) -> C
     values = read_yaml(path)
     overridden = [apply_override(values, override) for override in overrides]
     return parse(kind, values, str(path), overridden)
-
-
-def apply_override(values: dict[str, Any], override: str) -> Keys:
-    """Sets one dotted key of ``values`` in place, and returns its path.
-
-    Raises:
-        ConfigError: no ``=``, an empty key, a value that is no YAML, or a path through something that is no mapping.
-    """
-    key, equals, text = override.partition("=")
-    *path, last = key.strip().split(".")
-    if not equals or not all([*path, last]):
-        raise ConfigError(f"'{override}' is no override", where="command line", fix="write key.path=value")
-    value = parse_yaml(text, f"override {key}")
-    for part in path:
-        values = values.setdefault(part, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"'{part}' holds a value, not keys", where=f"override {key}", fix="shorten the path")
-    values[last] = value
-    return (*path, last)
