@@ -106,7 +106,7 @@ def digest_column(values: pa.Array) -> pa.Array:
     return pa.array(np.fromiter(digests, np.uint64, len(distinct)).view(np.int64)[codes])
 
 
-def mix(counter: NDArray[Any], seed: int) -> NDArray[np.uint64]:
+def mix(counter: NDArray[Any], seed: int | str) -> NDArray[np.uint64]:
     """SplitMix64 of a counter (Steele et al. 2014): [n] integers to [n] independent-looking 64-bit integers."""
     with np.errstate(over="ignore"):
         z = counter.astype(np.uint64) + np.uint64(xxh3_64_intdigest(str(seed).encode()))
@@ -116,6 +116,6 @@ def mix(counter: NDArray[Any], seed: int) -> NDArray[np.uint64]:
     return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
 
 
-def uniform(counter: NDArray[Any], seed: int) -> NDArray[np.float64]:
+def uniform(counter: NDArray[Any], seed: int | str) -> NDArray[np.float64]:
     """[n] integers to [n] floats uniform in [0, 1), a pure function of counter and seed."""
     return np.asarray((mix(counter, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53, dtype=np.float64)

@@ -106,7 +106,11 @@ def _make(recipe: Recipe, folder: Path, max_bad_share: float, clock: _Clock) -> 
     quarantine.check()
     if not quarantine.rows:
         raise DataError("the recipe yields no rows", where=f"recipe '{recipe.recipe}'", fix="check its source")
-    facts = tally.facts() | {"bad_rows": quarantine.bad, "seconds": round(clock.seconds, 3)}
+    facts = tally.facts() | {
+        "bad_rows": quarantine.bad,
+        "bad_by_place": dict(quarantine.by_place),
+        "seconds": round(clock.seconds, 3),
+    }
     facts["moments"] = {name: {"mean": m.mean, "std": m.std} for name, m in moments.items()}
     facts["inputs"] = [_fingerprint(path) for path in recipe.inputs()]
     writer.finish(facts | recipe.facts())

@@ -35,6 +35,10 @@ class Quarantine:
     Args:
         folder: where the file goes.
         max_bad_share: bad rows over all rows above which :meth:`check` fails.
+
+    Attributes:
+        rows, bad: counted so far.
+        by_place: bad rows by the feature or column that their reason begins with.
     """
 
     def __init__(self, folder: Path, max_bad_share: float) -> None:
@@ -42,7 +46,7 @@ class Quarantine:
         self.max_bad_share = max_bad_share
         self.rows = 0
         self.bad = 0
-        self.columns: Counter[str] = Counter()
+        self.by_place: Counter[str] = Counter()
         self._first: BadRow | None = None
 
     def add(self, rows: int, bad: Iterable[BadRow]) -> None:
@@ -55,7 +59,7 @@ class Quarantine:
         lines = []
         for row in bad:
             self._first = self._first or row
-            self.columns[row.reason.split(":", 1)[0]] += 1
+            self.by_place[row.reason.split(":", 1)[0]] += 1
             lines.append(json.dumps(asdict(row), ensure_ascii=False))
         if lines:
             self.bad += len(lines)
@@ -77,13 +81,3 @@ class Quarantine:
             where=f"{self._first.file}, row {self._first.row}",
             fix=f"mend the rows listed in {self.path}, or raise max_bad_share",
         )
-
-
-class Discard(Quarantine):
-    """Counts nothing and writes nothing: for a pass whose bad rows a later pass reports."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), 1.0)
-
-    def add(self, rows: int, bad: Iterable[BadRow]) -> None:
-        """Ignores everything."""

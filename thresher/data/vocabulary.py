@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from thresher.data.hashing import texts, texts_coded
+from thresher.data.hashing import texts_coded
 from thresher.data.schema import MISSING_ROW, UNSEEN_ROW, Table
 from thresher.errors import DataError
 
@@ -86,8 +86,11 @@ class VocabularyBuilder:
 
     def add(self, column: pa.Array) -> None:
         """Counts a column of raw ids."""
-        seen = pl.Series("value", texts(column).drop_null().cast(pa.large_string())).value_counts(name="count")
-        self._parts.append(seen.select("value", pl.col("count").cast(pl.Int64)))
+        codes, distinct = texts_coded(column)
+        counts = np.bincount(codes, minlength=len(distinct))
+        columns = {"value": pl.Series(distinct, dtype=pl.String), "count": pl.Series(counts, dtype=pl.Int64)}
+        seen = pl.DataFrame(columns).drop_nulls().filter(pl.col("count") > 0)
+        self._parts.append(seen)
         self._pending += len(seen)
         if self._pending > _COMPACT_VALUES:
             self._parts = [self._totals()]

@@ -25,7 +25,7 @@ from thresher.data.schema import (
 )
 from thresher.settings import Settings
 
-_POSITIVES_A_CHUNK = 1 << 14
+_POSITIVES_A_CHUNK = 1 << 13
 _NEVER_DAYS = 400.0  # stands for "never before": more than the year of the data
 _COUNTS = ("product_count", "category_count", "household_count", "popularity")
 _DAYS = ("product_days", "category_days")

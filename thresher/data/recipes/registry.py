@@ -4,10 +4,16 @@ from typing import Any
 
 from thresher.data.recipes.base import Recipe
 from thresher.data.recipes.completejourney import CompleteJourney
+from thresher.data.recipes.ml_100k import MovieLens100k
+from thresher.data.recipes.synthetic import Synthetic
 from thresher.errors import ConfigError, nearest
 from thresher.settings import parse
 
-_RECIPES: tuple[type[Recipe], ...] = (CompleteJourney,)
+_RECIPES: tuple[type[Recipe], ...] = (
+    CompleteJourney,
+    MovieLens100k,
+    Synthetic,
+)
 
 
 def recipes() -> dict[str, type[Recipe]]:
