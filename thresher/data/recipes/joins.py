@@ -1,7 +1,7 @@
 """Side tables: what is known of users and items, one row each, joined to a log by id."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -52,6 +52,12 @@ class SideTable:
         wanted = tuple(columns) or tuple(name for name in table.column_names if name != key)
         names = tuple(name for name in wanted if name in table.column_names)
         return cls(key, names, table.select([key, *names]), tuple(row for part in parts for row in part.bad))
+
+    def renamed(self, names: Mapping[str, str]) -> "SideTable":
+        """The same with other names for those columns that ``names`` mentions."""
+        table = self.table.rename_columns([names.get(name, name) for name in self.table.column_names])
+        columns = tuple(names.get(name, name) for name in self.columns)
+        return replace(self, key=names.get(self.key, self.key), columns=columns, table=table)
 
     def join(self, table: pa.Table) -> pa.Table:
         """``table`` with the attributes of its ids; null where an id is unknown."""

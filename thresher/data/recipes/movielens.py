@@ -132,7 +132,7 @@ class MovieLens(IdTables, HeldOut):
         for key, side in (("user_id", self._spelling.users), ("item_id", self._spelling.items)):
             if side and self._beside(side):
                 sides.append(SideTable.read(self._beside(side), side[1], _spelled(side, key)))
-        return tuple(_renamed(side) for side in sides if side)
+        return tuple(side.renamed(_ALIASES) for side in sides if side)
 
     @cached_property
     def _known(self) -> set[str]:
@@ -169,11 +169,6 @@ class MovieLens(IdTables, HeldOut):
 def _spelled(side: tuple[str, Layout], key: str) -> str:
     """How a side file spells ``key``: the CSV files write ``movieId``."""
     return key if side[1].columns else next(raw for raw, name in _ALIASES.items() if name == key)
-
-
-def _renamed(side: SideTable) -> SideTable:
-    names = [_ALIASES.get(name, name) for name in side.table.column_names]
-    return replace(side, key=_ALIASES.get(side.key, side.key), table=side.table.rename_columns(names))
 
 
 def _genres(table: pa.Table) -> pa.Array:

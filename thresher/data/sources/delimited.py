@@ -68,7 +68,7 @@ def read_delimited(path: Path, layout: Layout, required: Sequence[str] = ()) -> 
     for lines in read_lines(path, layout.encoding, quote, skip):
         part = _parse(lines, names, layout, str(path))
         if not seen and not part.table.num_rows and len(lines.numbers):
-            raise _wrong_delimiter(path, layout, len(names), lines.texts()[0].as_py())
+            raise _wrong_delimiter(path, layout, len(names), lines.first())
         seen = seen or bool(part.table.num_rows)
         yield part
     if not seen:

@@ -45,6 +45,10 @@ class Lines:
         """[n] strings, the lines without white space around them."""
         return pc.utf8_trim_whitespace(self.array().cast(pa.string()))
 
+    def first(self) -> str:
+        """The first line as it stands, without its end."""
+        return self.block[: self.block.index(b"\n")].decode("utf-8", "backslashreplace").removesuffix("\r")
+
     def take(self, keep: NDArray[np.bool_]) -> "Lines":
         """The lines that ``keep`` ([n]) marks."""
         kept = self.array().filter(pa.array(keep))
@@ -90,13 +94,9 @@ def first_line(path: Path, encoding: str = "utf-8") -> str:
     """
     for lines in read_lines(path, encoding):
         if len(lines.numbers) or lines.bad:
-            good = lines.texts()[0].as_py() if len(lines.numbers) else ""
-            return lines.bad[0].raw if lines.bad and lines.bad[0].row < _first(lines.numbers) else good
+            bad_first = lines.bad and (not len(lines.numbers) or lines.bad[0].row < lines.numbers[0])
+            return lines.bad[0].raw if bad_first else lines.first()
     raise DataError("holds no rows, only blank lines", where=str(path), fix="give a file with rows")
-
-
-def _first(numbers: NDArray[np.int64]) -> float:
-    return float(numbers[0]) if len(numbers) else np.inf
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
