@@ -1,5 +1,6 @@
 """What prepare learns about a data set on the way, for reports: one pass, memory bounded by the tables' rows."""
 
+import math
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -34,7 +35,7 @@ class DistinctIds:
         seen = int(self._seen.sum())
         if self._exact:
             return seen
-        return round(-_SLOTS * np.log1p(-min(seen, _SLOTS - 1) / _SLOTS))
+        return round(-_SLOTS * math.log1p(-min(seen, _SLOTS - 1) / _SLOTS))
 
 
 class Tally:

@@ -109,11 +109,11 @@ def _make(recipe: Recipe, folder: Path, max_bad_share: float, clock: _Clock) -> 
     facts = tally.facts() | {
         "bad_rows": quarantine.bad,
         "bad_by_place": dict(quarantine.by_place),
-        "seconds": round(clock.seconds, 3),
+        "moments": {name: {"mean": m.mean, "std": m.std} for name, m in moments.items()},
+        "inputs": [_fingerprint(path) for path in recipe.inputs()],
     }
-    facts["moments"] = {name: {"mean": m.mean, "std": m.std} for name, m in moments.items()}
-    facts["inputs"] = [_fingerprint(path) for path in recipe.inputs()]
-    writer.finish(facts | recipe.facts())
+    facts |= recipe.facts()
+    writer.finish(facts | {"seconds": round(clock.seconds, 3)})
 
 
 def bad_rows(chunk: Chunk, parsed: Parsed) -> Iterator[BadRow]:
@@ -161,11 +161,14 @@ def _options(recipe: Recipe) -> dict[str, Any]:
 
 def _fingerprint(path: Path) -> str:
     """Name, length, hash of the first and the last 64 KiB: cheap, blind only to edits in the middle of equal length."""
-    with path.open("rb") as file:
-        head = file.read(_SAMPLE_BYTES)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - _SAMPLE_BYTES, 0))
-        return f"{path.name} {size} {xxh3_64_hexdigest(head + file.read())}"
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SAMPLE_BYTES)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _SAMPLE_BYTES, 0))
+            return f"{path.name} {size} {xxh3_64_hexdigest(head + file.read())}"
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path), fix="give a readable file") from None
 
 
 def _finished(recipe: Recipe, out: Path, overwrite: bool) -> Dataset | None:

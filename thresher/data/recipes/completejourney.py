@@ -48,9 +48,11 @@ class CompleteJourney(Recipe):
     seed: int = Field(default=0, ge=0)
 
     def data_schema(self) -> Schema:
+        """Of the task."""
         return rank_schema(self.history) if self.task == "rank" else next_schema(self.history)
 
     def chunks(self) -> Iterator[Chunk]:
+        """Examples in order of time, or by split for ``next``."""
         journey = load_journey(CARRIER.find(self.source, self.cache.expanduser()))
         if self.task == "next":
             return next_chunks(journey.log, self.history, self.stride)
@@ -59,7 +61,3 @@ class CompleteJourney(Recipe):
     def _rank_options(self) -> RankOptions:
         kept: dict[str, Any] = self.model_dump(include=set(RankOptions.model_fields))
         return RankOptions(**kept)
-
-    def inputs(self) -> tuple[Path, ...]:
-        found = CARRIER.find(self.source, self.cache.expanduser())
-        return (found / "data" / "transactions.parquet" if found.is_dir() else found,)

@@ -62,7 +62,7 @@ class MovieLens100k(Recipe):
 
     def chunks(self) -> Iterator[Chunk]:
         """One chunk a split, in the order of the file."""
-        found = self._found()
+        found = CARRIER.find(self.source, self.cache.expanduser())
         ratings = _read(found, "inter").join(_read(found, "user"), on="user_id", how="left", maintain_order="left")
         ratings = ratings.join(_read(found, "item"), on="item_id", how="left", maintain_order="left")
         table = ratings.select(
@@ -79,14 +79,6 @@ class MovieLens100k(Recipe):
             return random_split(np.arange(len(table)), self.valid, self.test, self.seed)
         time = table["time"].to_numpy()
         return by_threshold(time, *time_cuts(time, self.valid, self.test))
-
-    def _found(self) -> Path:
-        return CARRIER.find(self.source, self.cache.expanduser())
-
-    def inputs(self) -> tuple[Path, ...]:
-        """The wheel, or the ratings in the folder of the package."""
-        found = self._found()
-        return (found / f"{_FOLDER}.inter" if found.is_dir() else found,)
 
 
 def _read(found: Path, suffix: str) -> pl.DataFrame:
