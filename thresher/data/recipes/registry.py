@@ -2,10 +2,18 @@
 
 from typing import Any
 
+from thresher.data.recipes.avazu import Avazu
 from thresher.data.recipes.base import Recipe
 from thresher.data.recipes.completejourney import CompleteJourney
+from thresher.data.recipes.criteo import Criteo
+from thresher.data.recipes.kuairand import KuaiRand
+from thresher.data.recipes.libsvm import LibSvm
 from thresher.data.recipes.ml_100k import MovieLens100k
+from thresher.data.recipes.movielens import MovieLens
+from thresher.data.recipes.recbole import RecBole
 from thresher.data.recipes.synthetic import Synthetic
+from thresher.data.recipes.taobao_ad import TaobaoAd
+from thresher.data.recipes.user_item import UserItem
 from thresher.errors import ConfigError, nearest
 from thresher.settings import parse
 
@@ -13,6 +21,14 @@ _RECIPES: tuple[type[Recipe], ...] = (
     CompleteJourney,
     MovieLens100k,
     Synthetic,
+    Avazu,
+    Criteo,
+    KuaiRand,
+    LibSvm,
+    MovieLens,
+    RecBole,
+    TaobaoAd,
+    UserItem,
 )
 
 
