@@ -1,0 +1,143 @@
+"""Builds the parts of a run from its configuration, the same on every rank but for the shards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchrec.optim.keyed import KeyedOptimizer
+
+from thresher.data.dataset import Dataset
+from thresher.data.reader import Reader
+from thresher.errors import ConfigError
+from thresher.sharding.model import ShardedModel, shard
+from thresher.sharding.plan import Plan
+from thresher.sharding.planner import make_plan
+from thresher.trainer.checkpoint import LazyOptimizer, State
+from thresher.trainer.config import RunConfig
+from thresher.trainer.evaluate import Evaluator
+from thresher.trainer.folder import RunFolder
+from thresher.trainer.model import Model
+from thresher.trainer.optim import dense_optimizer
+from thresher.trainer.step import Stepper
+from thresher.trainer.world import World
+
+BYTES_PER_GB = 10**9
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of before the first step."""
+
+    config: RunConfig[Any]
+    world: World
+    folder: RunFolder
+    dataset: Dataset
+    model: Model
+    sharded: ShardedModel
+    dense: KeyedOptimizer
+
+    def state(self) -> State:
+        """The tensors of a checkpoint: weights, table and dense optimizer state."""
+        return {
+            "model": self.sharded.wrapped,
+            "table_optimizer": self.sharded.table_optimizer,
+            "dense_optimizer": LazyOptimizer(self.dense),
+        }
+
+    def stepper(self) -> Stepper:
+        """Takes the steps."""
+        return Stepper(self.sharded, self.model, self.dense, self.config.train, self.world.device)
+
+    def evaluator(self) -> Evaluator:
+        """Measures the model on a split."""
+        schema = self.dataset.schema
+        return Evaluator(self.sharded.wrapped, self.model, schema, self.config.train, self.config.eval, self.world)
+
+    def training_reader(self) -> Reader:
+        """This rank's part of the training split, in micro-batches."""
+        data, train = self.config.data, self.config.train
+        return Reader(
+            self.dataset,
+            data.train,
+            batch_size=train.batch_size // (self.world.world * train.accumulate),
+            rank=self.world.rank,
+            world=self.world.world,
+            seed=self.config.seed,
+            shuffle=data.shuffle,
+            window_rows=data.window_rows,
+            prefetch=data.prefetch,
+            max_bad_share=data.max_bad_share,
+            quarantine=self.folder.quarantine(self.world.rank),
+        )
+
+    def split_reader(self, split: str) -> Reader:
+        """This rank's part of a held-out split."""
+        samples = self.config.eval.batch_size or self.config.train.batch_size
+        return Reader(
+            self.dataset,
+            split,
+            batch_size=max(samples // self.world.world, 1),
+            rank=self.world.rank,
+            world=self.world.world,
+            window_rows=self.config.data.window_rows,
+            shuffle=False,
+            prefetch=self.config.data.prefetch,
+            max_bad_share=self.config.data.max_bad_share,
+            quarantine=self.folder.quarantine(self.world.rank),
+        )
+
+
+def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
+    """Builds, plans and shards the model. Collective.
+
+    Raises:
+        ThresherError: the model does not fit the data, or the plan does not fit the model or the ranks.
+    """
+    torch.manual_seed(config.seed)
+    model = config.model.build(dataset.schema, torch.device("meta"))
+    plan = plan_of(config, model, world.world, world.local_world, world.device.type)
+    sharded = shard(
+        model, plan, device=world.device, optimizer=config.optim.tables, seed=config.seed, group=world.group
+    )
+    dense = dense_optimizer(sharded.dense_parameters(), config.optim.dense)
+    return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense)
+
+
+def plan_of(config: RunConfig[Any], model: Model, world: int, local_world: int, device: str) -> Plan:
+    """The pinned plan, or a new one.
+
+    Raises:
+        PlanError: it does not fit the model, the ranks or the memory.
+    """
+    sharding = config.sharding
+    if sharding.plan:
+        return Plan.load(Path(sharding.plan))
+    return make_plan(
+        model,
+        world=world,
+        local_world=local_world,
+        device=device,
+        optimizer=config.optim.tables,
+        default=sharding.default,
+        tables=sharding.tables,
+        memory_bytes=int(sharding.memory_gb * BYTES_PER_GB),
+        batch_size=max(config.train.batch_size // world, 1),
+    )
+
+
+def total_steps(config: RunConfig[Any], rows: int) -> int:
+    """Optimizer steps of the whole run over ``rows`` training rows.
+
+    Raises:
+        ConfigError: there are too few rows for a single step.
+    """
+    train = config.train
+    steps = int(train.epochs * rows / train.batch_size + 1e-9)
+    if steps < 1:
+        raise ConfigError(
+            f"{train.epochs:g} epochs of {rows} rows do not fill one batch of {train.batch_size}",
+            where="train.batch_size",
+            fix=f"use at most {int(train.epochs * rows)}, or more epochs",
+        )
+    return min(steps, train.max_steps) if train.max_steps else steps

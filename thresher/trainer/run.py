@@ -1,0 +1,212 @@
+"""A run from end to end: trains or evaluates one configuration, and leaves a folder behind."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thresher.data.dataset import Dataset
+from thresher.data.reader import Reader
+from thresher.errors import CheckpointError
+from thresher.trainer.assemble import Parts, assemble, total_steps
+from thresher.trainer.callbacks import standard_callbacks
+from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord
+from thresher.trainer.checkpoint import CheckpointStore, RestoredCheckpoint
+from thresher.trainer.checkpoint.folders import folder_name
+from thresher.trainer.config import RunConfig
+from thresher.trainer.folder import RunFolder
+from thresher.trainer.loop import Loop, Times
+from thresher.trainer.meter import Meter
+from thresher.trainer.model import Ranker
+from thresher.trainer.rates import Rates
+from thresher.trainer.state import TrainState
+from thresher.trainer.world import World
+from thresher.versions import versions
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig[Any], world: World) -> EndRecord:
+    """Trains on this rank together with the other ranks of ``world``; goes on from where the run's folder stands.
+
+    Raises:
+        ThresherError: a setting, the data, the plan or a checkpoint is not usable; the message says which and why.
+    """
+    folder = RunFolder(config.folder)
+    folder.create()
+    folder.require_same(config)
+    dataset = Dataset.open(config.data.path)
+    steps = total_steps(config, dataset.split(config.data.train).rows)
+    parts = assemble(config, world, dataset)
+    state = restore(parts)
+    if world.is_first:
+        folder.write_config(config)
+        parts.sharded.plan.save(folder.plan)
+    return Training(parts, steps, standard_callbacks(config, folder.root, world)).run(state)
+
+
+def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world: World) -> EvalRecord:
+    """Measures a trained run on ``split``. Collective.
+
+    Args:
+        config: of the run in ``folder``.
+        step: of the checkpoint; -1 for the newest intact one.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is corrupt.
+    """
+    parts = assemble(config, world, Dataset.open(config.data.path))
+    store = CheckpointStore(RunFolder(folder).checkpoints, config.checkpoint.keep, world.group)
+    found = store.load(store.folder / folder_name(step), parts.state()) if step >= 0 else store.restore(parts.state())
+    if found is None:
+        raise CheckpointError("holds no checkpoint", where=str(store.folder), fix="train the run first")
+    with closing(parts.split_reader(split)) as reader:
+        return parts.evaluator().run(reader, split, found.step)
+
+
+def restore(parts: Parts) -> TrainState:
+    """The state of the newest intact checkpoint, loaded into ``parts``; a fresh one where there is none. Collective.
+
+    Raises:
+        CheckpointError: checkpoints are there and none is intact, or the newest intact one is of other data.
+    """
+    found = _store(parts).restore(parts.state())
+    if found is None:
+        return TrainState()
+    _require_same_data(parts, found)
+    if parts.world.is_first:
+        log.info("going on from %s (step %d)", found.path, found.step)
+    return TrainState.model_validate(found.facts["state"])
+
+
+def _require_same_data(parts: Parts, found: RestoredCheckpoint) -> None:
+    split = parts.config.data.train
+    if found.facts["data"] != parts.dataset.fingerprint(split):
+        raise CheckpointError(
+            f"was trained on other rows than split '{split}' of {parts.dataset.folder} holds now",
+            where=str(found.path),
+            fix="prepare the data with the options of that run again, or set another run_dir",
+        )
+
+
+def _store(parts: Parts) -> CheckpointStore:
+    return CheckpointStore(parts.folder.checkpoints, parts.config.checkpoint.keep, parts.world.group)
+
+
+def _best_store(parts: Parts) -> CheckpointStore:
+    return CheckpointStore(parts.folder.best, 1, parts.world.group)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The steps of a run and what happens around them.
+
+    Attributes:
+        steps: of the whole run, those before a resume included.
+    """
+
+    parts: Parts
+    steps: int
+    callbacks: Sequence[Callback]
+
+    def run(self, state: TrainState) -> EndRecord:
+        """Trains from ``state`` on, then measures the test split."""
+        start = time.perf_counter()
+        for callback in self.callbacks:
+            callback.on_start(self._facts(state))
+        status, message = "failed", ""
+        try:
+            state = self._train(state)
+            status = "done" if state.step >= self.steps else "early stop"
+        except Exception as error:
+            message = str(error)
+            raise
+        finally:
+            best = {"step": float(state.best_step), **state.best_metrics} if state.best_metrics else {}
+            record = EndRecord(status, state.step, time.perf_counter() - start, best, message)
+            for callback in self.callbacks:
+                callback.on_end(record)
+        return record
+
+    def _train(self, state: TrainState) -> TrainState:
+        with ExitStack() as open_readers:
+            state = self._loop(state, open_readers).run(state)
+        if self.parts.config.eval.early_stop.patience and state.best_step >= 0:
+            _best_store(self.parts).restore(self.parts.state())
+        split = self.parts.config.data.test
+        if split:
+            self._tell_eval(self._measure(split, state.step))
+        return state
+
+    def _loop(self, state: TrainState, open_readers: ExitStack) -> Loop:
+        parts, config = self.parts, self.parts.config
+        reader = open_readers.enter_context(closing(parts.training_reader()))
+        rates = Rates(config.optim, self.steps, parts.dense, parts.sharded.set_table_lr)
+        every = config.eval.every_steps or max(reader.rows // config.train.batch_size, 1)
+        return Loop(
+            train=config.train,
+            evaluation=config.eval,
+            times=Times(self.steps, every, config.checkpoint.every_steps),
+            seed=config.seed,
+            world=parts.world,
+            stepper=parts.stepper(),
+            batches=reader.stream(state.cursor),
+            rates=rates,
+            meter=self._meter(reader, rates),
+            validate=self._validate if config.data.valid else None,
+            save=lambda now: self._save(_store(parts), now),
+            save_best=(lambda now: self._save(_best_store(parts), now)) if config.eval.early_stop.patience else None,
+            callbacks=self.callbacks,
+        )
+
+    def _meter(self, reader: Reader, rates: Rates) -> Meter:
+        model, schema = self.parts.model, self.parts.dataset.schema
+        if not isinstance(model, Ranker):
+            return Meter(self.parts.world, reader.rows, rates)
+        first = model.labels[0]
+        column = [label.name for label in schema.labels].index(first)
+        binary = schema.labels[column].task == "binary"
+        return Meter(self.parts.world, reader.rows, rates, first if binary else "", column)
+
+    def _validate(self, step: int) -> EvalRecord:
+        return self._measure(self.parts.config.data.valid, step, self.parts.config.eval.max_rows)
+
+    def _measure(self, split: str, step: int, max_rows: int = 0) -> EvalRecord:
+        with closing(self.parts.split_reader(split)) as reader:
+            return self.parts.evaluator().run(reader, split, step, max_rows)
+
+    def _tell_eval(self, record: EvalRecord) -> None:
+        for callback in self.callbacks:
+            callback.on_eval(record)
+
+    def _save(self, store: CheckpointStore, state: TrainState) -> SaveRecord:
+        config, dataset = self.parts.config, self.parts.dataset
+        facts = {
+            "state": state.model_dump(),
+            "data": dataset.fingerprint(config.data.train),
+            "seed": config.seed,
+            "plan": self.parts.sharded.plan.model_dump(),
+        }
+        saved = store.save(state.step, self.parts.state(), facts)
+        return SaveRecord(saved.step, saved.path, saved.seconds, saved.bytes)
+
+    def _facts(self, state: TrainState) -> RunFacts:
+        parts, manifest = self.parts, self.parts.dataset.manifest
+        rows = {name: sum(part.rows for part in files) for name, files in manifest.splits.items()}
+        return RunFacts(
+            config=parts.config,
+            schema=parts.dataset.schema,
+            data_facts={**manifest.facts, "rows": rows, "recipe": manifest.recipe, "options": manifest.options},
+            plan=parts.sharded.plan,
+            versions=versions(),
+            folder=parts.folder.root,
+            rank=parts.world.rank,
+            world=parts.world.world,
+            device=str(parts.world.device),
+            dense_parameters=sum(p.numel() for p in parts.sharded.dense_parameters().values()),
+            total_steps=self.steps,
+            resumed_step=state.step,
+        )

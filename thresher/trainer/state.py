@@ -1,0 +1,41 @@
+"""Where a run stands: everything besides tensors that a resumed run needs."""
+
+import math
+
+from pydantic import Field
+
+from thresher.settings import Settings
+
+
+class TrainState(Settings):
+    """Immutable; each step yields the next one.
+
+    Attributes:
+        step: optimizer steps done.
+        cursor: training samples consumed by all ranks since the beginning: the position in the data order.
+        best_step, best_metrics: the best validation so far; step -1 for none.
+        stale_evals: evaluations since then.
+    """
+
+    step: int = 0
+    cursor: int = 0
+    best_step: int = -1
+    best_metrics: dict[str, float] = Field(default={})
+    stale_evals: int = 0
+
+    def stepped(self, samples: int) -> "TrainState":
+        """After one more step over ``samples`` samples of all ranks."""
+        return self.model_copy(update={"step": self.step + 1, "cursor": self.cursor + samples})
+
+    def evaluated(self, metrics: dict[str, float], metric: str, min_delta: float) -> "TrainState":
+        """After a validation: keeps ``metrics`` if ``metric`` improved by more than ``min_delta``."""
+        value, best = metrics[metric], self.best_metrics.get(metric, math.nan)
+        gain = best - value if lower_is_better(metric) else value - best
+        if math.isnan(best) or gain > min_delta:
+            return self.model_copy(update={"best_step": self.step, "best_metrics": metrics, "stale_evals": 0})
+        return self.model_copy(update={"stale_evals": self.stale_evals + 1})
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of ``metric`` is the better one (losses and errors)."""
+    return metric.rpartition("/")[2] in ("logloss", "ne", "mse", "mae")

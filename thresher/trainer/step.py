@@ -1,0 +1,100 @@
+"""One optimizer step: forward, loss, backward (which updates the tables), clip, dense update."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from thresher.data.batch import Batch
+from thresher.errors import ThresherError
+from thresher.sharding.model import ShardedModel
+from thresher.trainer.config import TrainConfig
+from thresher.trainer.model import Model
+
+
+class TrainingDiverged(ThresherError):
+    """The loss is no finite number; the step was not taken."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step yields.
+
+    Attributes:
+        loss: scalar, mean over the rank's micro-batches, detached.
+        outputs: outputs of the last micro-batch, detached.
+        grad_norm: norm of the dense gradient before clipping; NaN where clipping is off.
+    """
+
+    loss: Tensor
+    outputs: dict[str, Tensor]
+    grad_norm: float
+
+
+class Stepper:
+    """Takes steps on one model.
+
+    Args:
+        sharded: the model as the ranks run it together; called for the forward.
+        model: the same model without wrappers; gives the loss.
+        optimizer: of the dense part.
+    """
+
+    def __init__(
+        self,
+        sharded: ShardedModel,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainConfig,
+        device: torch.device,
+    ) -> None:
+        self._sharded, self._model, self._optimizer, self._settings = sharded, model, optimizer, settings
+        self._device = device
+        self._dense = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """Forward and backward of every micro-batch, then the dense update.
+
+        Raises:
+            TrainingDiverged: the loss of a micro-batch is NaN or infinite.
+        """
+        self._optimizer.zero_grad(set_to_none=True)
+        losses: list[Tensor] = []
+        outputs: dict[str, Tensor] = {}
+        for batch in batches:
+            with autocast(self._settings, self._device):
+                outputs = self._sharded.wrapped(batch)
+                loss = self._model.loss(outputs, batch)
+            _require_finite(loss, step)
+            (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
+            self._sharded.step_tables()
+            losses.append(loss.detach())
+        norm = self._clip()
+        self._optimizer.step()
+        detached = {name: output.detach() for name, output in outputs.items()}
+        return StepResult(torch.stack(losses).mean(), detached, norm)
+
+    def _clip(self) -> float:
+        if not self._settings.clip_norm or not self._dense:
+            return math.nan
+        return float(nn.utils.clip_grad_norm_(self._dense, self._settings.clip_norm))
+
+
+def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """The precision of the dense part as a context."""
+    if settings.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _require_finite(loss: Tensor, step: int) -> None:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss is {value}",
+            where=f"step {step}",
+            fix="lower optim.dense.lr or optim.tables.lr, warm up (optim.schedule.warmup_steps) or set train.clip_norm",
+        )
