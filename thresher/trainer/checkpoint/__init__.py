@@ -1,7 +1,7 @@
 """Checkpoints: torch DCP inside a transaction. See ``docs/checkpoints.md``."""
 
+from thresher.trainer.checkpoint.lazy import LazyOptimizer, Prepared
 from thresher.trainer.checkpoint.store import BadCheckpoint, CheckpointStore, RestoredCheckpoint, SavedCheckpoint, State
-from thresher.trainer.checkpoint.training_state import LazyOptimizer, Prepared, training_state
 from thresher.trainer.checkpoint.verify import verify
 
 __all__ = [
@@ -12,6 +12,5 @@ __all__ = [
     "RestoredCheckpoint",
     "SavedCheckpoint",
     "State",
-    "training_state",
     "verify",
 ]

@@ -15,7 +15,9 @@ from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from thresher.errors import CheckpointError
-from thresher.trainer.checkpoint.training_state import MODEL, TABLE_OPTIMIZER
+
+MODEL = "model"
+TABLE_OPTIMIZER = "table_optimizer"
 
 Columns = tuple[tuple[int, int], ...]
 """(first column, number of columns) of each split, in order."""
@@ -38,25 +40,26 @@ def local_bytes(state: Mapping[str, Any], rank: int) -> int:
 
 
 def misfits(
-    wanted: Mapping[str, Any], everyone: Collection[str], saved: Metadata, place: Path
+    wanted: Mapping[str, Any], everyone: Collection[str], parts: Collection[str], saved: Metadata, place: Path
 ) -> list[CheckpointError]:
     """What keeps the checkpoint ``saved`` in the folder ``place`` from being read into ``wanted``.
 
     Args:
         wanted: this rank's flattened state.
         everyone: keys of the flattened states of all ranks.
+        parts: names of the parts that are asked for; the checkpoint may hold others.
     """
     found = [error for key, value in wanted.items() if (error := _misfit(key, value, wanted, saved, place)) is not None]
     for key in sorted(saved.state_dict_metadata.keys() - set(everyone)):
-        fix = _swap_fix(key) or "load it into the model it was saved from"
-        found.append(CheckpointError(f"holds '{key}', which this run does not have", where=str(place), fix=fix))
+        if key.partition(".")[0] not in parts:
+            continue
+        found.append(CheckpointError(f"holds '{key}', which this run does not have", where=str(place), fix=_cure(key)))
     return found
 
 
 def _misfit(key: str, value: object, wanted: Mapping[str, Any], saved: Metadata, place: Path) -> CheckpointError | None:
     if key not in saved.state_dict_metadata:
-        fix = _swap_fix(key) or "load it into the model it was saved from"
-        return CheckpointError(f"has no '{key}', which this run needs", where=str(place), fix=fix)
+        return CheckpointError(f"has no '{key}', which this run needs", where=str(place), fix=_cure(key))
     if not isinstance(value, Tensor | ShardedTensor):
         return None
     found = saved.state_dict_metadata[key]
@@ -87,7 +90,7 @@ def _columns_of_state(
 ) -> tuple[Columns, Columns]:
     """How the table is split by columns, saved and now, if ``key`` is row-wise state of a table; else twice nothing.
 
-    The key is ``fused_optimizer.state.<parameter>.<table>.<state>``.
+    The key is ``table_optimizer.state.<parameter>.<table>.<state>``.
     """
     parameter = f"{MODEL}.{key.removeprefix(f'{TABLE_OPTIMIZER}.state.').rsplit('.', 2)[0]}"
     weight, before = wanted.get(parameter), saved.state_dict_metadata.get(parameter)
@@ -105,8 +108,8 @@ def _spans(columns: Columns) -> str:
     return ", ".join(f"{first}..{first + count - 1}" for first, count in columns)
 
 
-def _swap_fix(key: str) -> str:
-    """What to do about optimizer state that is absent on one side: a table was data-parallel before, or is now."""
-    if key.startswith(f"{TABLE_OPTIMIZER}.") or ".embedding_bags." in key or ".embeddings." in key:
+def _cure(key: str) -> str:
+    """What to do about a key that one side lacks; replicated tables keep row state under other names."""
+    if key.startswith(f"{TABLE_OPTIMIZER}."):
         return "keep the same tables data-parallel, and the same table optimizer, as when it was saved"
-    return ""
+    return "load it into the model it was saved from"

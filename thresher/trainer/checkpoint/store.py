@@ -23,15 +23,19 @@ from thresher.trainer.checkpoint import folders
 from thresher.trainer.checkpoint.faults import translated
 from thresher.trainer.checkpoint.hashing import HashingWriter
 from thresher.trainer.checkpoint.layout import flattened, local_bytes, misfits
+from thresher.trainer.checkpoint.lazy import Prepared
 from thresher.trainer.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from thresher.trainer.checkpoint.ranks import Ranks
-from thresher.trainer.checkpoint.training_state import Prepared
 from thresher.trainer.checkpoint.verify import newest_intact, outline, verify_together
 
 log = logging.getLogger(__name__)
 
 State = Mapping[str, Any]
-"""Top-level names to ``Stateful`` objects (a module, an optimizer) or nested dicts of tensors and plain values."""
+"""Parts by name: ``Stateful`` objects (a module, an optimizer) or nested dicts of tensors and plain values.
+
+A part that is left out when loading is not read: ``{"model": model}`` loads weights without their optimizers. The names
+``model`` (the weights) and ``table_optimizer`` (the tables' row state) let errors about tables say more.
+"""
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,7 @@ def _load(
     plain = ranks.each(lambda: _prepared(state, list(reader.read_metadata().state_dict_metadata)), path)
     wanted = flattened(plain)
     everyone = {key for keys in ranks.gather(list(wanted)) for key in keys}
-    ranks.each(lambda: _require_fit(wanted, everyone, reader, path), path)
+    ranks.each(lambda: _require_fit(misfits(wanted, everyone, state, reader.read_metadata(), path)), path)
     try:
         with _one_process_is_fine():
             dcp_load(plain, storage_reader=reader, process_group=ranks.group)
@@ -254,8 +258,7 @@ def _prepared(state: State, saved: list[str]) -> dict[str, Any]:
     return _plain(state)
 
 
-def _require_fit(wanted: dict[str, Any], everyone: set[str], reader: FileSystemReader, path: Path) -> None:
-    found = misfits(wanted, everyone, reader.read_metadata(), path)
+def _require_fit(found: list[CheckpointError]) -> None:
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise CheckpointError(f"{found[0].what}{more}", where=found[0].where, fix=found[0].fix)

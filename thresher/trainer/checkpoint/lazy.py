@@ -1,16 +1,10 @@
-"""What of a run goes into a checkpoint as tensors, and how lazily created parts of it come to exist before loading."""
+"""State that comes into being only when it is used first, and must exist before a checkpoint can be read into it."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
-from torch.distributed.checkpoint.stateful import Stateful
 from torchrec.optim.keyed import KeyedOptimizer
-
-MODEL = "model"
-TABLE_OPTIMIZER = "fused_optimizer"
-DENSE_OPTIMIZER = "dense_optimizer"
 
 
 @runtime_checkable
@@ -19,22 +13,6 @@ class Prepared(Protocol):
 
     def prepare(self, saved: Collection[str]) -> None:
         """``saved``: the keys that the checkpoint holds for it, its own nesting joined by dots."""
-
-
-def training_state(model: nn.Module, dense_optimizer: KeyedOptimizer) -> dict[str, Stateful]:
-    """What :class:`CheckpointStore` saves and restores of a run.
-
-    Args:
-        model: a ``DistributedModelParallel``: weights and, of the tables, the optimizer fused into the backward.
-        dense_optimizer: of everything else; keyed by parameter names (``KeyedOptimizerWrapper``).
-    """
-    fused = model.fused_optimizer
-    assert isinstance(fused, KeyedOptimizer), "a DistributedModelParallel has one"
-    return {
-        MODEL: model,
-        TABLE_OPTIMIZER: fused,
-        DENSE_OPTIMIZER: LazyOptimizer(dense_optimizer),
-    }
 
 
 class LazyOptimizer:
