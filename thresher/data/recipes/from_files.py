@@ -22,6 +22,7 @@ def _listed(value: Any) -> Any:
 
 
 Sources = Annotated[tuple[Path, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 FILE_STRIDE = 1 << 40
 """Row r of the f-th file has the number f * FILE_STRIDE + r over the whole source."""

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from thresher.data.recipes.base import Chunk, divide
-from thresher.data.recipes.from_files import HeldOut, IdTables, rows_of
+from thresher.data.recipes.from_files import HeldOut, IdTables, Names, rows_of
 from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_integers
 from thresher.data.schema import DenseFeature, Group, Label, Schema, SparseFeature, Time
@@ -50,7 +50,7 @@ class KuaiRand(IdTables, HeldOut):
     recipe: ClassVar[str] = "kuairand"
     summary: ClassVar[str] = "KuaiRand video logs: several labels, side features"
 
-    labels: tuple[str, ...] = Field(default=("is_click", "long_view"), min_length=1)
+    labels: Names = Field(default=("is_click", "long_view"), min_length=1)
     split: Literal["time", "random"] = "time"
     pattern: str = ""
 

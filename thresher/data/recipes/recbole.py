@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from thresher.data.recipes.base import Chunk, divide
-from thresher.data.recipes.from_files import HeldOut, IdTables, rows_of
+from thresher.data.recipes.from_files import HeldOut, IdTables, Names, rows_of
 from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_floats
 from thresher.data.recipes.sequences import HISTORY, ITEM, USER, Interactions, joined, leave_one_out, next_item_schema
@@ -77,7 +77,7 @@ class RecBole(IdTables, HeldOut):
     timestamp: str = "timestamp"
     label: str = ""
     threshold: float = 4.0
-    ignore: tuple[str, ...] = ()
+    ignore: Names = ()
     split: Literal["random", "time"] = "random"
     max_length: int = Field(default=50, ge=1)
 

@@ -117,7 +117,7 @@ def _parse(lines: Lines, names: tuple[str, ...], layout: Layout, file: str) -> P
     """Parses lines; where the parser merged some (quotes may do that), halves them until the culprit stands alone."""
     wrong: list[tuple[int, int]] = []
     table = _table(lines.block, names, layout, wrong)
-    if table.num_rows + len(wrong) != len(lines.numbers):
+    if table.num_rows + len(wrong) != len(lines.numbers) or (layout.quoted and _ends_open(table)):
         return _halves(lines, names, layout, file)
     if not wrong:
         return Part(file, table, lines.numbers, lines.bad)
@@ -128,6 +128,12 @@ def _parse(lines: Lines, names: tuple[str, ...], layout: Layout, file: str) -> P
         for row, (_, count) in zip(lines.take(marked).as_bad(file, ""), wrong, strict=True)
     ]
     return Part(file, table, lines.numbers[~marked], _merged(lines.bad, tuple(bad)))
+
+
+def _ends_open(table: pa.Table) -> bool:
+    """Whether a quote is still open at the end of the last row, so that its line end became part of the value."""
+    last = table.slice(max(table.num_rows - 1, 0)).to_pylist()
+    return any(value and value.endswith("\n") for row in last for value in row.values())
 
 
 def _halves(lines: Lines, names: tuple[str, ...], layout: Layout, file: str) -> Part:

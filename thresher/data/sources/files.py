@@ -6,6 +6,8 @@ from pathlib import Path
 
 from thresher.errors import DataError, nearest
 
+_LISTED = 20  # names that a message lists at most
+
 
 def find_file(folder: Path, names: Iterable[str], what: str) -> Path:
     """The first of ``names`` that lies in ``folder``, plain or compressed (``.gz``).
@@ -23,7 +25,7 @@ def find_file(folder: Path, names: Iterable[str], what: str) -> Path:
         for path in (folder / name, folder / f"{name}.gz"):
             if path.is_file():
                 return path
-    there = [path.name for path in folder.iterdir() if path.is_file()]
+    there = [path.name for path in folder.iterdir() if path.is_file()][:_LISTED]
     raise DataError(f"no {what} ({' or '.join(wanted)})", where=str(folder), fix=nearest(wanted[0], there))
 
 
@@ -44,7 +46,7 @@ def choose_files(source: tuple[Path, ...], patterns: Iterable[str], what: str) -
         elif path.is_file():
             chosen.append(path)
         else:
-            near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = [p.name for p in path.parent.iterdir()][:_LISTED] if path.parent.is_dir() else []
             raise DataError("no such file", where=str(path), fix=nearest(path.name, near) if near else "check the path")
     return tuple(chosen)
 
