@@ -8,6 +8,7 @@ PINS = runpy.run_path("thresher/pins.py")["PINS"]
 
 LIBRARIES = [
     "fsspec",
+    "jinja2>=3.1",
     "matplotlib>=3.9",
     "plotly>=6",
     "polars>=1.30,<2",  # the peers measured in benchmarks/ run beside us, and need polars 1

@@ -45,6 +45,7 @@ class StepRecord:
         samples_per_s: over all ranks.
         data_wait: share of the time spent waiting for the reader, largest over ranks.
         grad_norm: norm of the dense gradient at ``step`` before clipping; NaN where it is not computed.
+        seconds: those steps took, evaluations and saves left out.
     """
 
     step: int
@@ -86,7 +87,8 @@ class EndRecord:
     """How the run ended: ``done``, ``early stop`` or ``failed``.
 
     Attributes:
-        best: the best validation metrics and their step, empty where there was no evaluation.
+        seconds: since this process began, whether it resumed or not.
+        best: the best validation metrics, and the step of that validation as ``step``; empty where there was none.
         message: the error's text where it failed.
     """
 
@@ -98,7 +100,7 @@ class EndRecord:
 
 
 class Callback:
-    """Does nothing. Subclasses override the moments they need; all are called on every rank, in the same order."""
+    """Does nothing. Subclasses override the moments they need; a rank calls its callbacks in order."""
 
     def on_start(self, facts: RunFacts) -> None:
         """Before the first step."""
