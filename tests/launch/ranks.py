@@ -43,7 +43,10 @@ def work(place: Place) -> None:
     if mode == "quiet":
         logging.getLogger("thresher.test").info("an info of rank %d", place.rank)
         logging.getLogger("thresher.test").warning("a warning of rank %d", place.rank)
-        warnings.warn("a Python warning", stacklevel=1)
+        warnings.warn("a library's warning", stacklevel=1)
+        warnings.warn_explicit("a note of ours", UserWarning, str(Path(live.__code__.co_filename)), 1)
+        logging.getLogger("library").warning("a library's record")
+        logging.getLogger("library").error("a library's error")
         print(f"a print of rank {place.rank}")
     elif mode == "hangs at exit":
         atexit.register(time.sleep, 600)

@@ -71,7 +71,11 @@ def test_streams_and_records_go_where_they_should(tmp_path: Path, capfd: pytest.
     assert "[rank 0] an info of rank 0" in terminal.err
     assert "[rank 1] warning: a warning of rank 1" in terminal.err
     assert "an info of rank 1" not in terminal.err
-    assert terminal.err.count("a Python warning") == 2  # its text and its source line, of rank 0 alone
+    assert terminal.err.count("warning: a note of ours") == 1
+    assert terminal.err.count("error: a library's error") == 2
+    for text in ("a library's warning", "a library's record"):
+        assert text not in terminal.err
+        assert all(text in log for log in logs)
     assert "[rank 0] INFO thresher.test: an info of rank 0" in logs[0]
     assert "[rank 1] INFO thresher.test: an info of rank 1" in logs[1]
 

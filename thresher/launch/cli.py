@@ -8,6 +8,7 @@ import typer
 
 from thresher import __version__
 from thresher.launch.data_commands import data
+from thresher.launch.logs import open_command_logs
 from thresher.launch.messages import tell
 from thresher.versions import check_installed
 
@@ -40,6 +41,7 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     kept = [argument for argument in arguments if argument != "--debug"]
+    open_command_logs()
     try:
         if kept and kept[0] not in ("doctor", "--version") and not {"-h", "--help"} & set(kept):
             check_installed()
@@ -86,7 +88,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(
     run_dir: RunDir,
     split: Annotated[str, typer.Option(help="The split to measure; empty for the run's `data.test`.")] = "",
-    checkpoint: Annotated[int, typer.Option(min=0, help="Step of a checkpoint; 0 for the newest good one.")] = 0,
+    checkpoint: Annotated[int, typer.Option(min=-1, help="Step of a checkpoint; -1 for the newest intact one.")] = -1,
     processes: Annotated[int, typer.Option(min=0, help="Processes; 0 for as many as the run had.")] = 0,
 ) -> None:
     """Measure a trained model on held-out rows.

@@ -90,11 +90,17 @@ def show_dataset(folder: Path, rows: int) -> None:
     console.print(f"{folder}: '{dataset.schema.name}' by recipe '{made.recipe}'", soft_wrap=True)
     console.print(_schema_table(dataset.schema))
     _print_splits(console, dataset)
-    for key, value in {**made.options, **made.facts}.items():
-        console.print(f"{key}: {_short(value, 4 * CELL)}", soft_wrap=True, markup=False, highlight=False)
+    for title, entries in (("option", made.options), ("fact", made.facts)):
+        for key, value in entries.items():
+            _print_plain(console, f"{title} {key}: {_short(value, 4 * CELL)}")
     first = next(iter(made.splits))
     for row in _first_rows(dataset, first, rows):
-        console.print({key: _short(value, CELL) for key, value in row.items()})
+        _print_plain(console, "  ".join(f"{key}={_short(value, CELL)}" for key, value in row.items()))
+
+
+def _print_plain(console: Console, line: str) -> None:
+    """Values may hold brackets, which rich would take for its markup."""
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _first_rows(dataset: Dataset, split: str, rows: int) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from thresher.errors import LaunchError
+from thresher.launch.logs import take_over_torch
 from thresher.launch.place import Place
 from thresher.trainer.config import LaunchConfig, TrainConfig
 from thresher.trainer.world import World
@@ -58,6 +59,7 @@ def joined(place: Place, launch: LaunchConfig) -> Iterator[World]:
     Raises:
         LaunchError: there is no such device, or the ranks did not meet in time.
     """
+    take_over_torch()
     kind = check_device(launch, place.local_world)
     torch.set_num_threads(launch.threads)
     device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", place.local_rank)

@@ -1,14 +1,16 @@
-"""Where the lines of a rank go.
+"""Where the lines of a process go.
 
     rank 0     the terminal as it is, so that a progress bar works; log records also to ``rank-0.log``
-    others     ``rank-N.log``; records from warnings upwards also to the terminal, as ``[rank N] ...``
+    others     ``rank-N.log``; warnings also to the terminal, as ``[rank N] ...``
 
-Under torchrun there is no folder, and all ranks write to the terminal, the others from warnings upwards.
+The terminal shows what Thresher has to say, and errors of libraries; their warnings stand in the logs alone. Under
+torchrun there is no folder of logs, and all ranks write to the terminal.
 """
 
 import logging
 import os
 import sys
+import warnings
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -18,25 +20,30 @@ from thresher.launch.place import Place
 START = "=== started "
 """Begins the line that separates the starts of a run in a rank's log."""
 
+PACKAGE = "thresher"
+
 
 class _Terminal(logging.Handler):
-    """Writes to whatever ``sys.stderr`` is at that moment: a progress bar puts itself in its place."""
+    """Writes to ``stream``, or to whatever ``sys.stderr`` is at the moment: a progress bar puts itself in its place."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, name: str, stream: TextIO | None = None) -> None:
         super().__init__()
-        self.own = stream
+        self.stream = stream
+        self.setFormatter(_TerminalFormat(name))
+        self.addFilter(lambda record: record.name.split(".")[0] == PACKAGE or record.levelno >= logging.ERROR)
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=self.own or sys.stderr, flush=True)
+        print(self.format(record), file=self.stream or sys.stderr, flush=True)
 
 
 class _TerminalFormat(logging.Formatter):
-    def __init__(self, rank: int) -> None:
-        super().__init__(f"[rank {rank}] %(message)s")
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record).rstrip()
-        return text.replace("] ", f"] {record.levelname.lower()}: ", 1) if record.levelno > logging.INFO else text
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        return f"{self.name}{level}{record.message.rstrip()}"
 
 
 def log_file(log_dir: Path, rank: int) -> Path:
@@ -44,22 +51,53 @@ def log_file(log_dir: Path, rank: int) -> Path:
     return log_dir / f"rank-{rank}.log"
 
 
+def open_command_logs() -> None:
+    """Directs the log records of a command that is no rank."""
+    _install([_Terminal("")])
+
+
 def open_logs(place: Place) -> None:
-    """Directs output and log records of this process; the first thing a rank does."""
-    terminal = _Terminal(_divert(place))
-    terminal.setLevel(logging.INFO if place.rank == 0 else logging.WARNING)
-    terminal.setFormatter(_TerminalFormat(place.rank))
-    # What Python warns of, every rank warns of; once is enough.
-    terminal.addFilter(lambda record: place.rank == 0 or record.name != "py.warnings")
+    """Directs output and log records of this rank; the first thing it does."""
+    terminal = _Terminal(f"[rank {place.rank}] ", _divert(place))
+    if place.rank:
+        terminal.setLevel(logging.WARNING)
+        # What Python warns of, every rank warns of; once is enough.
+        terminal.addFilter(lambda record: record.name != f"{PACKAGE}.warnings")
     handlers: list[logging.Handler] = [terminal]
     if place.log_dir is not None:
         _mark_start(place, place.log_dir)
         file = logging.FileHandler(log_file(place.log_dir, place.rank), encoding="utf-8")
         file.setFormatter(logging.Formatter(f"%(asctime)s [rank {place.rank}] %(levelname)s %(name)s: %(message)s"))
         handlers.append(file)
+    _install(handlers)
+
+
+def take_over_torch() -> None:
+    """Directs the records of torch like all others; torch prints them itself. Call it once torch is imported."""
+    logger = logging.getLogger("torch")
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+def _install(handlers: list[logging.Handler]) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
-    logging.captureWarnings(True)
-    logging.getLogger("thresher").setLevel(logging.INFO)
+    logging.getLogger(PACKAGE).setLevel(logging.INFO)
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    """In place of ``warnings.showwarning``: records under a name that says whose warning it is."""
+    if Path(filename).is_relative_to(Path(__file__).parents[1]):
+        logging.getLogger(f"{PACKAGE}.warnings").warning("%s", message)
+    else:
+        logging.getLogger("py.warnings").warning("%s:%d: %s: %s", filename, lineno, category.__name__, message)
 
 
 def _mark_start(place: Place, log_dir: Path) -> None:

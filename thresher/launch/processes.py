@@ -93,6 +93,8 @@ class _RankLogs(LogsSpecs):
 
 def _environment(threads: int) -> dict[str, str]:
     environment = {"OMP_NUM_THREADS": str(threads)}
+    # The C++ part of torch warns on standard error, between the lines of a progress bar.
+    environment["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     if platform.system() == "Linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
         # All ranks are here; the name of a machine need not resolve.
         environment["GLOO_SOCKET_IFNAME"] = "lo"
