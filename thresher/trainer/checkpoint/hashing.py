@@ -16,7 +16,13 @@ _BLOCK_BYTES = 1 << 22
 
 
 class _HashingStream(io.RawIOBase):
-    """Passes writes on to ``stream`` and hashes them. Writing is sequential: there is no ``seek``."""
+    """Passes writes on to ``stream`` and hashes them. Writing is sequential: there is no ``seek``.
+
+    Attributes:
+        failure: the first error of ``stream``. ``torch.save`` hides it behind one of its own that says no reason.
+    """
+
+    failure: OSError | None = None
 
     def __init__(self, stream: io.IOBase) -> None:
         super().__init__()
@@ -29,7 +35,11 @@ class _HashingStream(io.RawIOBase):
 
     def write(self, data: object) -> int:
         view = memoryview(data).cast("B")  # type: ignore[arg-type]
-        self._stream.write(view)
+        try:
+            self._stream.write(view)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
         self._digest.update(view)
         self._bytes += view.nbytes
         return view.nbytes
@@ -58,8 +68,13 @@ class _HashingFileSystem(FileSystem):
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
         with super().create_stream(path, mode) as stream:
             hashing = _HashingStream(stream)
-            yield hashing
-            hashing.flush()
+            try:
+                yield hashing
+                hashing.flush()
+            except RuntimeError as error:
+                if hashing.failure is None:
+                    raise
+                raise hashing.failure from error
         self.records[Path(path).name] = hashing.record
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
