@@ -89,7 +89,7 @@ class _Clock:
 
 def _make(recipe: Recipe, folder: Path, max_bad_share: float, clock: _Clock) -> None:
     schema = recipe.data_schema()
-    vocabularies, moments = _learn(recipe, schema, clock)
+    vocabularies, moments = _learn(recipe, schema, Quarantine(folder, max_bad_share), clock)
     schema = _in_use(schema, vocabularies)
     encoder, tally = Encoder(schema, vocabularies, moments), Tally(schema)
     quarantine = Quarantine(folder, max_bad_share)
@@ -124,7 +124,9 @@ def bad_rows(chunk: Chunk, parsed: Parsed) -> Iterator[BadRow]:
         yield BadRow(chunk.file, int(chunk.rows[position]), reason, raw)
 
 
-def _learn(recipe: Recipe, schema: Schema, clock: _Clock) -> tuple[dict[str, Vocabulary], dict[str, Moments]]:
+def _learn(
+    recipe: Recipe, schema: Schema, quarantine: Quarantine, clock: _Clock
+) -> tuple[dict[str, Vocabulary], dict[str, Moments]]:
     """Vocabularies by table and moments by feature, from the good rows of the training split."""
     builders = {table.name: VocabularyBuilder(table) for table in schema.tables if table.ids == "vocabulary"}
     moments = {f.name: Moments() for f in schema.dense if f.transform == "standard"}
@@ -132,13 +134,16 @@ def _learn(recipe: Recipe, schema: Schema, clock: _Clock) -> tuple[dict[str, Voc
     for chunk in recipe.chunks() if builders or moments else ():
         rows += chunk.table.num_rows
         if chunk.split == TRAIN:
-            clean = parse(chunk.table, schema).table
+            parsed = parse(chunk.table, schema)
+            quarantine.add(chunk.table.num_rows + len(chunk.bad), [*chunk.bad, *bad_rows(chunk, parsed)])
+            clean = parsed.table
             for key, table in schema.id_tables.items():
                 if table in builders:
                     builders[table].add(_flat(clean.column(key).combine_chunks()))
             for name in moments:
                 moments[name] = moments[name].add(clean.column(name).drop_null().to_numpy())
         clock.tell("vocabulary", rows)
+    quarantine.path.unlink(missing_ok=True)  # the next pass lists the bad rows of all splits
     return {name: builder.build() for name, builder in builders.items()}, moments
 
 

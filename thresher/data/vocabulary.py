@@ -64,7 +64,7 @@ class Vocabulary:
         """
         fix = "prepare the data set again"
         try:
-            table = pq.read_table(path, columns=["value", "row", "count"])
+            table = pq.read_table(path)
         except FileNotFoundError:
             raise DataError("no such vocabulary", where=str(path), fix=fix) from None
         except (OSError, pa.ArrowInvalid) as error:
