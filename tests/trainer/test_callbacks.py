@@ -146,7 +146,7 @@ def test_without_a_terminal_every_record_is_a_plain_line(facts: RunFacts) -> Non
     assert printed(facts).splitlines() == [
         "deepfm on completejourney: 2,000 steps on 2 ranks (cpu), tables 15.6 MiB with optimizer state, "
         "184,321 dense parameters",
-        "step 500/2,000  loss 0.5000  12,346 samples/s  data wait 3 %  eta 0:03:00",
+        "step 500/2,000  loss 0.5000  12,346 samples/s  data wait 3%  eta 0:03:00",
         "step 500  valid: auc 0.7500  hr@10 -  (1,000 rows, 2.0 s)",
         "step 500  saved runs/[x]/step-500 (3.0 MiB, 0.2 s)",
         "done at step 2,000 after 1:02:03",
@@ -162,7 +162,7 @@ def test_no_colour_means_plain_lines_on_a_terminal_too(facts: RunFacts) -> None:
 def test_a_terminal_gets_a_bar_with_the_figures(facts: RunFacts) -> None:
     shown = printed(facts, force_terminal=True, color_system="truecolor")
     assert "━" in shown
-    assert "12,346 samples/s  data wait 3 %  eta 0:03:00" in shown
+    assert "loss 0.5000  12,346/s  wait 3%  eta 0:03:00" in shown
     assert "valid: auc 0.7500" in shown
 
 

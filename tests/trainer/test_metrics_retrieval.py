@@ -84,6 +84,16 @@ def test_equal_vectors_tie_in_any_chunk() -> None:
         assert ranks.tolist() == [500.5] * 64
 
 
+def test_autocast_does_not_blur_scores() -> None:
+    torch.manual_seed(0)
+    items, queries, targets = torch.randn(300, 16), torch.randn(50, 16), torch.arange(50)
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            found.append(target_ranks(queries, targets, items[:50], chunked(items, 0, 100), first_item=0).tolist())
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("query", "item", "message"),
     [

@@ -37,11 +37,13 @@ class Progress(Callback):
             self._bar.start()
 
     def on_step(self, record: StepRecord) -> None:
-        figures = f"{step_figures(record)}  eta {self._eta(record.step)}"
+        eta = self._eta(record.step)
         if self._bar is not None:
+            figures = f"{quality(record)}  {record.samples_per_s:,.0f}/s  wait {record.data_wait:.0%}  eta {eta}"
             self._bar.update(self._bar.task_ids[0], completed=record.step, figures=figures)
         else:
-            self._say(f"step {record.step:,}/{self._total:,}  {figures}")
+            speed = f"{record.samples_per_s:,.0f} samples/s  data wait {record.data_wait:.0%}"
+            self._say(f"step {record.step:,}/{self._total:,}  {quality(record)}  {speed}  eta {eta}")
 
     def on_eval(self, record: EvalRecord) -> None:
         metrics = "  ".join(f"{name} {figure(value)}" for name, value in record.metrics.items())
@@ -83,11 +85,10 @@ def headline(facts: RunFacts) -> str:
     )
 
 
-def step_figures(record: StepRecord) -> str:
-    """Speed and quality of the newest steps."""
+def quality(record: StepRecord) -> str:
+    """Loss and AUC of the newest steps."""
     auc = "" if math.isnan(record.auc) else f"  auc {record.auc:.4f}"
-    speed = f"{record.samples_per_s:,.0f} samples/s  data wait {100 * record.data_wait:.0f} %"
-    return f"loss {figure(record.loss)}{auc}  {speed}"
+    return f"loss {figure(record.loss)}{auc}"
 
 
 def figure(value: float) -> str:
