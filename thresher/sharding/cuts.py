@@ -23,6 +23,7 @@ BAG_TYPES = (
     "grid_shard",
 )
 SEQUENCE_TYPES = ("table_wise", "column_wise", "row_wise")
+ROW_TYPES = ("row_wise", "table_row_wise", "grid_shard")
 COLUMN_TYPES = ("column_wise", "table_column_wise", "grid_shard")
 COLUMN_STEP = 4
 """Columns of a shard come in multiples of this: FBGEMM's kernels work on vectors of four floats."""

@@ -1,28 +1,55 @@
 """TorchRec's sharders, opened for every sharding type on every device.
 
 TorchRec offers row-wise, table-row-wise and grid sharding on CUDA only, from the time when gloo had no reduce-scatter.
-Its sharded modules also pool with the weights of a batch that an unweighted collection ignores; ours drop them first.
+Two faults of its sharded modules are mended here:
+
+* they pool with the weights of a batch that an unweighted collection ignores; ours drop them first;
+* where rows are cut, a mean is a sum divided after the exchange. TorchRec forgets the division under grid sharding,
+  and divides the outputs of the collection's other tables too, whatever their pooling; ours divides where it must.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
-from torchrec import KeyedJaggedTensor
+from torchrec import KeyedJaggedTensor, PoolingType
 from torchrec.distributed.embedding import EmbeddingCollectionContext, EmbeddingCollectionSharder
 from torchrec.distributed.embedding import ShardedEmbeddingCollection as TorchrecShardedCollection
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext, EmbeddingBagCollectionSharder
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection as TorchrecShardedBags
+from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
 from torchrec.distributed.types import Awaitable, ModuleSharder, ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
-from thresher.sharding.cuts import BAG_TYPES, SEQUENCE_TYPES
+from thresher.errors import PlanError
+from thresher.sharding.cuts import BAG_TYPES, ROW_TYPES, SEQUENCE_TYPES
+from thresher.sharding.replicate import replicate
 
 
 class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
-    """TorchRec's, deaf to weights in the batch where the collection is unweighted."""
+    """TorchRec's, with weights and means as in an unsharded collection."""
+
+    def __init__(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        fused: dict[str, Any] | None,
+        device: torch.device | None,
+        fqn: str | None,
+    ) -> None:
+        super().__init__(module, params, env, fused_params=fused, device=device, module_fqn=fqn)
+        divided, whole = _divided_features(module, params)
+        self._pooling_type_to_rs_features = {PoolingType.MEAN.value: divided, PoolingType.SUM.value: whole}
+        self._has_mean_pooling_callback = bool(divided)
+
+    def init_data_parallel(self) -> None:
+        """Replicates the lookups of data-parallel tables as the dense part is replicated."""
+        for number, sharding in enumerate(self._embedding_shardings):
+            if isinstance(sharding, DpPooledEmbeddingSharding):
+                self._lookups[number] = replicate(self._lookups[number], self._device, self._env.process_group)
 
     def input_dist(
         self, ctx: EmbeddingBagCollectionContext, features: KeyedJaggedTensor
@@ -59,9 +86,7 @@ class BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
         """The collection's shards on this rank."""
-        return ShardedEmbeddingBagCollection(
-            module, params, env, fused_params=self.fused_params, device=device, module_fqn=module_fqn
-        )
+        return ShardedEmbeddingBagCollection(module, params, env, self.fused_params, device, module_fqn)
 
     @property
     def sharded_module_type(self) -> type[ShardedEmbeddingBagCollection]:
@@ -108,6 +133,24 @@ def sharders(optimizer: TableOptimizer) -> list[ModuleSharder[nn.Module]]:
 def kernel_of(sharding_type: str) -> str:
     """``dense`` for replicated tables, else ``fused``: updated inside the backward."""
     return "dense" if sharding_type == "data_parallel" else "fused"
+
+
+def _divided_features(
+    module: EmbeddingBagCollection, params: dict[str, ParameterSharding]
+) -> tuple[list[str], list[str]]:
+    """Features whose pooled vectors are sums still to be divided by the bag's length, and all others."""
+    divided: list[str] = []
+    whole: list[str] = []
+    for config in module.embedding_bag_configs():
+        late = config.pooling is PoolingType.MEAN and params[config.name].sharding_type in ROW_TYPES
+        (divided if late else whole).extend(config.feature_names)
+    for feature in set(divided) & set(whole):
+        raise PlanError(
+            f"feature '{feature}' reads a mean-pooled table cut by rows and another table of the same collection",
+            where="sharding",
+            fix="give both tables types that do not cut rows, or put them into two collections",
+        )
+    return divided, whole
 
 
 def without_weights(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
