@@ -175,7 +175,7 @@ def _genres(table: pa.Table) -> pa.Array:
     """The 19 flags of the 100K set as lists of names."""
     names = [pc.if_else(pc.equal(table.column(genre), "1"), genre, None) for genre in _GENRES_100K]
     text = pc.binary_join_element_wise(*names, "|", null_handling="skip")
-    return pc.if_else(pc.equal(text, ""), None, pc.split_pattern(text, "|"))
+    return pc.split_pattern(pc.if_else(pc.equal(text, ""), None, text), "|")
 
 
 def _interactions(part: Part) -> Interactions:
