@@ -79,6 +79,10 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     "did you mean 'recall'? Allowed: auc, recall"
     """
     names = sorted(allowed)
-    close = difflib.get_close_matches(given, names, n=1)
-    guess = f"did you mean '{close[0]}'? " if close else ""
+    spelt = {name.casefold(): name for name in names}
+    wanted = given.casefold()
+    close = difflib.get_close_matches(wanted, spelt, n=1) or [
+        name for name in spelt if wanted and name.startswith(wanted)
+    ]
+    guess = f"did you mean '{spelt[close[0]]}'? " if close else ""
     return f"{guess}Allowed: {', '.join(names) or 'nothing'}"

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -171,6 +172,7 @@ class _SplitWriter:
 def _encoded(column: Column, values: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
     items = values
     if column.ragged:
+        _require_growing_offsets(column, values, where)
         items = pc.list_flatten(values)
     for part in (values, items):
         if part.null_count:
@@ -187,6 +189,19 @@ def _encoded(column: Column, values: pa.ChunkedArray, where: str) -> pa.ChunkedA
                 fix="encode ids onto the rows of their table",
             )
     return values.cast(column.written, safe=column.role != "float")
+
+
+def _require_growing_offsets(column: Column, values: pa.ChunkedArray, where: str) -> None:
+    first = 0
+    for lists in values.chunks:
+        falling = np.flatnonzero(np.diff(lists.offsets.to_numpy()) < 0)
+        if len(falling):
+            raise SchemaError(
+                f"{column.describe()}: the list offsets decrease at row {first + int(falling[0])}",
+                where=where,
+                fix="let each list begin where the one before it ends",
+            )
+        first += len(lists)
 
 
 def _repetitive(group: pa.Table) -> Iterator[str]:

@@ -124,7 +124,7 @@ def _sentence(detail: ErrorDetails) -> tuple[str, str]:
         what, _, fix = detail["msg"].removeprefix("Value error, ").partition("; ")
         return what, fix or "correct the value"
     if sort in BOUNDS:
-        bound = BOUNDS[sort].format(**context)
+        bound = BOUNDS[sort].format(**{name: _plain(value) for name, value in context.items()})
         return f"must be {bound}, got {given}", f"choose a value that is {bound}"
     if sort == "string_pattern_mismatch":
         return f"{given} does not fit the pattern {context['pattern']}", "use letters, digits and underscores"
@@ -142,3 +142,7 @@ def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return f"keys ({', '.join(map(str, value)):.80})"
     return f"{value!r:.80}"
+
+
+def _plain(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

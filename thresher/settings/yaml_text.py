@@ -51,7 +51,9 @@ def parse_yaml(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
         raise ConfigError(problem, where=place, fix=_cure(problem)) from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError("is nested too deeply", where=where, fix="remove the repeated brackets") from None
+    except ValueError as error:  # a date that does not exist
         raise ConfigError(f"not YAML: {error}", where=where, fix="put quotes around the value") from None
 
 

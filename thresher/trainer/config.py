@@ -96,9 +96,12 @@ class TrainConfig(Settings):
 
 
 class EarlyStop(Settings):
-    """Stop when ``metric`` on the validation split has not improved for ``patience`` evaluations; 0 never stops."""
+    """Stop when ``metric`` on the validation split has not improved for ``patience`` evaluations; 0 never stops.
 
-    metric: str = "auc"
+    An empty ``metric`` is the first one measured: AUC, MRR or MSE, by kind of model.
+    """
+
+    metric: str = ""
     patience: int = Field(default=0, ge=0)
     min_delta: float = Field(default=0.0, ge=0)
 
@@ -168,7 +171,7 @@ class RunConfig(Settings, Generic[M]):
         if self.train.batch_size % parts:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not divisible by "
-                f"launch.processes x train.accumulate = {parts}"
+                f"launch.processes x train.accumulate = {parts}; set train.batch_size to a multiple of {parts}"
             )
         return self
 
