@@ -114,5 +114,10 @@ def test_no_time_no_time_split(tmp_path):
 
 
 def test_a_folder_without_interactions_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no interactions \(\*\.inter\)"):
+    with pytest.raises(DataError, match=r"no file of interactions \(\*\.inter\)"):
         gather(RecBole(source=tmp_path))
+
+
+def test_several_files_of_interactions_are_refused(tmp_path):
+    with pytest.raises(DataError, match="several files, Amazon_Beauty.inter and Amazon_Sports"):
+        gather(RecBole(source=shared_dir("recbole_inter")))

@@ -90,3 +90,8 @@ def test_missing_and_empty_files_are_named(tmp_path):
     (tmp_path / "u.user").unlink()
     with pytest.raises(DataError, match=r"no profiles \(u.user\)"):
         gather(TaobaoAd(source=tmp_path))
+
+
+def test_one_folder_is_the_source(tmp_path):
+    with pytest.raises(DataError, match="2 sources given. Give the folder"):
+        gather(TaobaoAd(source=(tmp_path, tmp_path)))

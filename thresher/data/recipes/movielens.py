@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
@@ -23,7 +24,7 @@ from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_floats, need_integers
 from thresher.data.recipes.sequences import Interactions, joined, leave_one_out, next_item_schema
 from thresher.data.schema import Group, Label, Schema, SparseFeature, Time
-from thresher.data.sources import Layout, Part, choose_files, header, read_delimited, require
+from thresher.data.sources import Layout, Part, choose_file, header, read_delimited, require
 
 _RATING = ("user_id", "item_id", "rating", "timestamp")
 _GENRES_100K = (
@@ -116,7 +117,7 @@ class MovieLens(IdTables, HeldOut):
 
     @cached_property
     def _ratings(self) -> Path:
-        return choose_files(self.source, [s.ratings for s in _SPELLINGS] + ["*.csv"], "file of ratings")[0]
+        return choose_file(self.source, [s.ratings for s in _SPELLINGS] + ["*.csv"], "file of ratings")
 
     @property
     def _spelling(self) -> _Spelling:
@@ -173,9 +174,9 @@ def _spelled(side: tuple[str, Layout], key: str) -> str:
 
 def _genres(table: pa.Table) -> pa.Array:
     """The 19 flags of the 100K set as lists of names."""
-    names = [pc.if_else(pc.equal(table.column(genre), "1"), genre, None) for genre in _GENRES_100K]
-    text = pc.binary_join_element_wise(*names, "|", null_handling="skip")
-    return pc.split_pattern(pc.if_else(pc.equal(text, ""), None, text), "|")
+    flags = pl.DataFrame(pl.from_arrow(table.select(_GENRES_100K)))
+    names = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in _GENRES_100K]
+    return flags.select(pl.concat_list(names).list.drop_nulls()).to_series().to_arrow()
 
 
 def _interactions(part: Part) -> Interactions:

@@ -25,7 +25,7 @@ from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_floats
 from thresher.data.recipes.sequences import HISTORY, ITEM, USER, Interactions, joined, leave_one_out, next_item_schema
 from thresher.data.schema import DenseFeature, Feature, Group, Label, Schema, SparseFeature, Time
-from thresher.data.sources import Layout, Part, choose_files, header, read_delimited, require
+from thresher.data.sources import Layout, Part, choose_file, header, read_delimited, require
 from thresher.errors import ConfigError, SchemaError, nearest
 
 _TYPES = ("token", "token_seq", "float", "float_seq")
@@ -113,7 +113,7 @@ class RecBole(IdTables, HeldOut):
 
     @cached_property
     def _inter(self) -> Path:
-        return choose_files(self.source, ("*.inter",), "interactions")[0]
+        return choose_file(self.source, ("*.inter",), "file of interactions")
 
     @cached_property
     def _beside(self) -> dict[str, Path]:

@@ -72,6 +72,10 @@ class TaobaoAd(IdTables, FromFiles):
         )
 
     def inputs(self) -> tuple[Path, ...]:
+        if len(self.source) != 1:
+            raise DataError(
+                f"{len(self.source)} sources given", where="source", fix="give the folder of the four files"
+            )
         names = {"train.txt": "training clicks", "test.txt": "test clicks", "u.user": "profiles", "u.item": "items"}
         return tuple(find_file(self.source[0], [name], what) for name, what in names.items())
 

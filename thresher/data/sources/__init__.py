@@ -3,13 +3,14 @@ each comes out as a :class:`~thresher.data.quarantine.BadRow` with file, line nu
 """
 
 from thresher.data.sources.delimited import Layout, Part, header, read_delimited, require
-from thresher.data.sources.files import choose_files, find_file
+from thresher.data.sources.files import choose_file, choose_files, find_file
 from thresher.data.sources.lines import Lines, first_line, read_lines
 
 __all__ = [
     "Layout",
     "Lines",
     "Part",
+    "choose_file",
     "choose_files",
     "find_file",
     "first_line",

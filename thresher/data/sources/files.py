@@ -51,6 +51,18 @@ def choose_files(source: tuple[Path, ...], patterns: Iterable[str], what: str) -
     return tuple(chosen)
 
 
+def choose_file(source: tuple[Path, ...], patterns: Iterable[str], what: str) -> Path:
+    """The one file that ``source`` gives, as in :func:`choose_files`.
+
+    Raises:
+        DataError: it gives none, or several.
+    """
+    first, *others = choose_files(source, patterns, what)
+    if others:
+        raise DataError(f"several files, {first.name} and {others[0].name}", where="source", fix=f"name one {what}")
+    return first
+
+
 def _matching(folder: Path, patterns: Iterable[str], what: str) -> list[Path]:
     for pattern in patterns:
         if found := [path for path in folder.glob(pattern) if path.is_file()]:
