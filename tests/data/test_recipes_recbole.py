@@ -119,5 +119,5 @@ def test_a_folder_without_interactions_is_refused(tmp_path):
 
 
 def test_several_files_of_interactions_are_refused(tmp_path):
-    with pytest.raises(DataError, match="several files, Amazon_Beauty.inter and Amazon_Sports"):
+    with pytest.raises(DataError, match=r"several files, Amazon_Beauty.inter and Amazon_Sports"):
         gather(RecBole(source=shared_dir("recbole_inter")))

@@ -93,5 +93,5 @@ def test_missing_and_empty_files_are_named(tmp_path):
 
 
 def test_one_folder_is_the_source(tmp_path):
-    with pytest.raises(DataError, match="2 sources given. Give the folder"):
+    with pytest.raises(DataError, match=r"2 sources given. Give the folder"):
         gather(TaobaoAd(source=(tmp_path, tmp_path)))
