@@ -228,3 +228,33 @@ def gradients(model: nn.Module, scalar: Tensor) -> dict[str, Tensor]:
 def worst(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     """The largest absolute difference."""
     return max(float((left[name] - right[name]).abs().max()) if left[name].numel() else 0.0 for name in left)
+
+
+def part_of(batch: Batch, samples: slice) -> Batch:
+    """Some samples of a batch."""
+    ids = batch.sparse
+    keys = list(ids.keys())
+    bags = {key: ids[key].to_dense()[samples] for key in keys}
+    has_weights = ids.weights_or_none() is not None
+    weights = {key: ids[key].to_dense_weights()[samples] for key in keys} if has_weights else {}
+    sparse = KeyedJaggedTensor(
+        keys,
+        torch.cat([bag for key in keys for bag in bags[key]]),
+        lengths=torch.tensor([len(bag) for key in keys for bag in bags[key]]),
+        weights=torch.cat([bag for key in keys for bag in weights[key]]) if has_weights else None,
+    )
+    names = ("index", "epoch", "dense", "labels", "weight", "group", "time")
+    return replace(batch, sparse=sparse, side={}, **{name: getattr(batch, name)[samples] for name in names})
+
+
+def with_ids(batch: Batch, key: str, ids: list[list[int]]) -> Batch:
+    """The batch with other ids of one key, a list a sample; without weights."""
+    parts = {name: batch.sparse[name] for name in list(batch.sparse.keys())}
+    values = {name: part.values() for name, part in parts.items()}
+    lengths = {name: part.lengths() for name, part in parts.items()}
+    values[key] = torch.tensor([row for rows in ids for row in rows], dtype=torch.int64)
+    lengths[key] = torch.tensor([len(rows) for rows in ids])
+    sparse = KeyedJaggedTensor(
+        list(values), torch.cat(list(values.values())), lengths=torch.cat(list(lengths.values()))
+    )
+    return replace(batch, sparse=sparse)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.zoo.data import CPU, batch_of, clear, gradients, shop
+from tests.zoo.data import CPU, batch_of, clear, gradients, shop, with_ids
 from thresher.data.schema import Schema
 from thresher.trainer.model import Model, ModelConfig
 from thresher.zoo.blocks.mlp import MlpConfig
@@ -125,14 +125,12 @@ def test_equal_seeds_give_equal_steps(name: str) -> None:
 
 
 def test_din_attends_to_a_set() -> None:
-    from tests.zoo.test_sasrec import history_batch
-
     schema = shop()
     batch = batch_of(schema, 1)
     model = build("din").eval()
-    there = history_batch(history_batch(batch, "history", [[2, 3, 4]]), "history.category", [[1, 5, 6]])
-    back = history_batch(history_batch(batch, "history", [[4, 2, 3]]), "history.category", [[6, 1, 5]])
-    apart = history_batch(there, "history", [[4, 2, 3]])
+    there = with_ids(with_ids(batch, "history", [[2, 3, 4]]), "history.category", [[1, 5, 6]])
+    back = with_ids(with_ids(batch, "history", [[4, 2, 3]]), "history.category", [[6, 1, 5]])
+    apart = with_ids(there, "history", [[4, 2, 3]])
     assert torch.allclose(model(there)["click"], model(back)["click"], atol=1e-6)
     assert not torch.allclose(model(there)["click"], model(apart)["click"], atol=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.data import CPU, batch_of, clear, doubled, shop, slow_twin, table
+from tests.zoo.data import CPU, batch_of, clear, doubled, shop, slow_twin, table, with_ids
 from thresher.data.batch import Batch
 from thresher.data.schema import Schema
 from thresher.zoo.blocks.mlp import MlpConfig
@@ -242,10 +242,8 @@ def without_empty(schema: Schema) -> Batch:
 
 
 def _with_lengths(schema: Schema, lengths: Tensor) -> Batch:
-    from tests.zoo.test_sasrec import history_batch
-
     batch = batch_of(schema, len(lengths))
     for key, rows in (("history", 17), ("history.category", 7)):
         histories = [torch.randint(0, rows, (n,)).tolist() for n in lengths.tolist()]
-        batch = history_batch(batch, key, histories)
+        batch = with_ids(batch, key, histories)
     return batch

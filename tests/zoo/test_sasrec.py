@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.data import CPU, batch_of, doubled, gradients, rows_of, shop, slow_twin, table, worst
-from thresher.data.batch import Batch
+from tests.zoo.data import CPU, batch_of, doubled, gradients, rows_of, shop, slow_twin, table, with_ids, worst
 from thresher.zoo.blocks.negatives import sample_negatives
 from thresher.zoo.blocks.transformer import Block
 from thresher.zoo.sasrec.model import SasRecConfig
@@ -95,25 +94,13 @@ def test_a_later_item_leaves_earlier_states_bit_equal() -> None:
     assert not torch.equal(before[:, 25:], after[:, 25:])
 
 
-def history_batch(batch: Batch, key: str, histories: list[list[int]]) -> Batch:
-    """The batch with other histories."""
-    from torchrec import KeyedJaggedTensor
-
-    parts = {name: batch.sparse[name].values() for name in batch.sparse.keys()}
-    lengths = {name: batch.sparse[name].lengths() for name in batch.sparse.keys()}
-    parts[key] = torch.tensor([row for history in histories for row in history], dtype=torch.int64)
-    lengths[key] = torch.tensor([len(history) for history in histories])
-    sparse = KeyedJaggedTensor(list(parts), torch.cat(list(parts.values())), lengths=torch.cat(list(lengths.values())))
-    return replace(batch, sparse=sparse)
-
-
 def test_long_histories_are_cut_to_the_newest_and_neighbours_do_not_matter() -> None:
     schema = shop()
     torch.manual_seed(0)
     model = SasRecConfig(dim=8, max_length=3).build(schema, CPU).eval()
     batch = batch_of(schema, 2)
-    long = model.queries(history_batch(batch, "history", [[2, 3, 4, 5, 6], [7]]))
-    cut = model.queries(history_batch(batch, "history", [[4, 5, 6], [7, 8, 9]]))
+    long = model.queries(with_ids(batch, "history", [[2, 3, 4, 5, 6], [7]]))
+    cut = model.queries(with_ids(batch, "history", [[4, 5, 6], [7, 8, 9]]))
     assert torch.equal(long[0], cut[0])
     assert not torch.equal(long[1], cut[1])
 
@@ -151,7 +138,7 @@ def test_the_first_and_the_last_item_are_never_their_own_negative(positive: int)
 def test_negatives_depend_on_seed_sample_epoch_place_and_nothing_else() -> None:
     index, epoch, place = counters(64)
     positives = torch.zeros(64, dtype=torch.int64)
-    items = range(0, 100_000)
+    items = range(100_000)
     base = sample_negatives(positives, (index, epoch, place), 3, 4, items)
     order = torch.randperm(64)
     shuffled = sample_negatives(positives, (index[order], epoch, place[order]), 3, 4, items)
@@ -168,7 +155,7 @@ def test_negatives_depend_on_seed_sample_epoch_place_and_nothing_else() -> None:
 
 def test_seeds_and_indices_do_not_alias() -> None:
     one, zero = torch.ones(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    items = range(0, 1 << 40)
+    items = range(1 << 40)
     assert sample_negatives(zero, (one, zero, zero), 0, 1, items) != sample_negatives(
         zero, (zero, zero, zero), 1, 1, items
     )
@@ -184,8 +171,8 @@ def test_a_batch_split_in_two_has_the_same_loss() -> None:
     for part in (slice(0, 4), slice(4, 8)):
         small = batch_of(schema, 4)
         items = [rows_of(batch, "item", b) for b in range(8)][part]
-        small = history_batch(small, "history", histories[part])
-        small = history_batch(small, "item", items)
+        small = with_ids(small, "history", histories[part])
+        small = with_ids(small, "item", items)
         small = replace(small, index=batch.index[part], weight=batch.weight[part])
         halves.append(model.loss(model(small), small))
     assert torch.allclose(whole, torch.stack(halves).mean(), atol=1e-6)

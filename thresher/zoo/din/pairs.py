@@ -49,16 +49,16 @@ def choose_pairs(schema: Schema, attention: tuple[AttentionConfig, ...], keys: t
                 fix="let the target use the sequence's table, or name both in model.attention",
             )
         return pairs
-    pairs = tuple(_explicit(schema, choice, f"model.attention.{i}") for i, choice in enumerate(attention))
+    pairs = tuple(_explicit(schema, choice, f"model.attention[{i}]") for i, choice in enumerate(attention))
     names = [choice.sequence for choice in attention]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise ConfigError(f"sequence '{name}' is attended twice", where=f"model.attention.{i}", fix="name it once")
+            raise ConfigError(f"sequence '{name}' is attended twice", where=f"model.attention[{i}]", fix="name it once")
     for i, pair in enumerate(pairs):
         for key in (*pair.history, *pair.target):
             if key not in keys:
                 raise ConfigError(
-                    f"'{key}' is not among model.features", where=f"model.attention.{i}", fix=f"add '{key}' there"
+                    f"'{key}' is not among model.features", where=f"model.attention[{i}]", fix=f"add '{key}' there"
                 )
     return pairs
 
