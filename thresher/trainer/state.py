@@ -4,6 +4,7 @@ import math
 
 from pydantic import Field
 
+from thresher.errors import ConfigError, nearest
 from thresher.settings import Settings
 
 
@@ -28,10 +29,20 @@ class TrainState(Settings):
         return self.model_copy(update={"step": self.step + 1, "cursor": self.cursor + samples})
 
     def evaluated(self, metrics: dict[str, float], metric: str, min_delta: float) -> "TrainState":
-        """After a validation: keeps ``metrics`` if ``metric`` improved by more than ``min_delta``."""
+        """After a validation: keeps ``metrics`` if ``metric`` improved by more than ``min_delta``; NaN never does.
+
+        Args:
+            metric: empty for the first one measured (AUC, MRR or MSE, by kind of model).
+
+        Raises:
+            ConfigError: there is no such metric.
+        """
+        metric = metric or next(iter(metrics))
+        if metric not in metrics:
+            raise ConfigError(f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, metrics))
         value, best = metrics[metric], self.best_metrics.get(metric, math.nan)
         gain = best - value if lower_is_better(metric) else value - best
-        if math.isnan(best) or gain > min_delta:
+        if (math.isnan(best) and not math.isnan(value)) or gain > min_delta:
             return self.model_copy(update={"best_step": self.step, "best_metrics": metrics, "stale_evals": 0})
         return self.model_copy(update={"stale_evals": self.stale_evals + 1})
 
