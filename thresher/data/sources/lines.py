@@ -195,7 +195,7 @@ def _is_utf8(line: bytes) -> bool:
 
 def _torn(block: bytes, _quote: bytes) -> list[int]:
     """Indices of lines with a carriage return inside, which some readers take for a line end."""
-    if block.count(b"\r") == block.count(b"\r\n"):
+    if b"\r" not in block or block.count(b"\r") == block.count(b"\r\n"):
         return []
     return [i for i, line in enumerate(block.split(b"\n")[:-1]) if b"\r" in line.removesuffix(b"\r")]
 
