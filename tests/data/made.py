@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from thresher.data.dataset import Dataset
-from thresher.data.schema import Schema
+from thresher.data.schema import Label, Schema
 from thresher.data.writer import DatasetWriter
 
 SCHEMA = Schema.model_validate(
@@ -75,7 +75,9 @@ def rows_of(schema: Schema, rows: int, seed: int = 0) -> dict[str, list[Any]]:
             limit = schema.table(side.table).rows if side.table else 0
             columns[sequence.key(side)] = [ids(limit, n) if limit else floats(n) for n in lengths]
     for feature in (*schema.dense, *schema.labels, schema.weight):
-        if feature is not None:
+        if isinstance(feature, Label) and feature.task == "binary":
+            columns[feature.name] = rng.integers(0, 2, rows).astype(float).tolist()
+        elif feature is not None:
             columns[feature.name] = floats(rows)
     for feature in (schema.time, schema.group):
         if feature is not None:

@@ -1,4 +1,8 @@
-"""Rows in memory, column by column, between the files and the batches."""
+"""Rows in memory, between the files and the batches.
+
+Scalar columns stand row by row, so that gathering a row at random touches a few neighbouring cache lines instead of
+one for every column: for 26 ids and 13 floats a third of the time. A batch turns ids into columns while it is in cache.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,57 +10,56 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torchrec  # noqa: F401  (registers torch.ops.fbgemm)
 
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Ragged:
-    """A list column: the values of n rows end to end.
+class Lists:
+    """List columns that share their lengths: ids with their weights, a sequence with its side columns.
 
     Attributes:
         lengths: [n] int32.
-        values: [sum of lengths].
         ends: [n + 1] int64, where each row starts and ends; ``ends[0]`` is 0.
+        values: [sum of lengths] for each column, rows end to end.
     """
 
     lengths: Array
-    values: Array
     ends: Array
+    values: dict[str, Array]
 
     @classmethod
-    def of(cls, lengths: Array, values: Array) -> "Ragged":
+    def of(cls, lengths: Array, values: dict[str, Array]) -> "Lists":
         """Rows of the given lengths."""
         ends = np.zeros(len(lengths) + 1, dtype=np.int64)
         np.cumsum(lengths, out=ends[1:])
-        return cls(lengths, values, ends)
+        return cls(lengths, ends, values)
 
-    def slice(self, start: int, stop: int) -> "Ragged":
+    def slice(self, start: int, stop: int) -> "Lists":
         """Rows [start, stop), values not copied."""
         first, last = self.ends[start], self.ends[stop]
-        return Ragged(self.lengths[start:stop], self.values[first:last], self.ends[start : stop + 1] - first)
+        values = {name: column[first:last] for name, column in self.values.items()}
+        return Lists(self.lengths[start:stop], self.ends[start : stop + 1] - first, values)
 
-    def take(self, index: Array) -> "Ragged":
+    def take(self, index: Array) -> "Lists":
         """The rows at ``index`` [m], which may repeat."""
-        lengths, values, _ = torch.ops.fbgemm.permute_1D_sparse_data(
-            torch.from_numpy(index.astype(np.int32)), torch.from_numpy(self.lengths), torch.from_numpy(self.values)
-        )
-        return Ragged.of(lengths.numpy(), values.numpy())
+        taken = Lists.of(self.lengths[index], {})
+        place = np.repeat(self.ends[index] - taken.ends[:-1], taken.lengths)
+        place += np.arange(len(place))
+        return replace(taken, values={name: column[place] for name, column in self.values.items()})
 
 
 @dataclass(frozen=True)
 class Block:
-    """n rows; one array a kind of column, one line of it a column, in the order of ``columns_of``.
+    """n rows; columns of a kind in the order of ``columns_of``.
 
     Attributes:
         numbers: [n] int64, row numbers in the split.
         void: [n] bool, rows that count nowhere: bad ones, and those that fill the last batch of a sweep.
-        ids: [columns of one id, n], int32 or int64.
-        floats: [float columns, n] float32.
-        ints: [int columns, n] int64.
-        ragged: list columns by name.
+        ids: [n, columns of one id] int32 or int64.
+        floats: [n, float columns] float32.
+        ints: [n, int columns] int64.
+        lists: by the name of the id column that sets the lengths.
     """
 
     numbers: Array
@@ -64,7 +67,7 @@ class Block:
     ids: Array
     floats: Array
     ints: Array
-    ragged: dict[str, Ragged]
+    lists: dict[str, Lists]
 
     @property
     def rows(self) -> int:
@@ -76,64 +79,38 @@ class Block:
         return Block(
             self.numbers[start:stop],
             self.void[start:stop],
-            self.ids[:, start:stop],
-            self.floats[:, start:stop],
-            self.ints[:, start:stop],
-            {name: column.slice(start, stop) for name, column in self.ragged.items()},
+            self.ids[start:stop],
+            self.floats[start:stop],
+            self.ints[start:stop],
+            {name: lists.slice(start, stop) for name, lists in self.lists.items()},
         )
 
     def take(self, index: Array) -> "Block":
-        """The rows at ``index`` [m] int64, which may repeat.
-
-        A line of a column fits into the second-level cache, so lines are gathered one after the other.
-        """
+        """The rows at ``index`` [m] int64, which may repeat."""
         return Block(
             self.numbers[index],
             self.void[index],
-            _take(self.ids, index),
-            _take(self.floats, index),
-            _take(self.ints, index),
-            {name: column.take(index) for name, column in self.ragged.items()},
+            np.take(self.ids, index, axis=0),
+            np.take(self.floats, index, axis=0),
+            np.take(self.ints, index, axis=0),
+            {name: lists.take(index) for name, lists in self.lists.items()},
         )
-
-    def mended(self) -> "Block":
-        """Void rows hold the values of the first row that is not void; zeros and empty lists where all are."""
-        if not self.void.any():
-            return self
-        if self.void.all():
-            empty = {
-                name: Ragged.of(np.zeros_like(column.lengths), column.values[:0])
-                for name, column in self.ragged.items()
-            }
-            lines = (np.zeros_like(self.ids), np.zeros_like(self.floats), np.zeros_like(self.ints))
-            return Block(self.numbers, self.void, *lines, empty)
-        filled = self.take(np.where(self.void, np.argmin(self.void), np.arange(self.rows)))
-        return replace(filled, numbers=self.numbers, void=self.void)
 
 
 def concat(blocks: Sequence[Block]) -> Block:
     """The rows of all blocks, one block after the other; at least one block."""
     if len(blocks) == 1:
         return blocks[0]
-    ragged = {
-        name: Ragged.of(
-            np.concatenate([block.ragged[name].lengths for block in blocks]),
-            np.concatenate([block.ragged[name].values for block in blocks]),
-        )
-        for name in blocks[0].ragged
-    }
     return Block(
         np.concatenate([block.numbers for block in blocks]),
         np.concatenate([block.void for block in blocks]),
-        np.concatenate([block.ids for block in blocks], axis=1),
-        np.concatenate([block.floats for block in blocks], axis=1),
-        np.concatenate([block.ints for block in blocks], axis=1),
-        ragged,
+        np.concatenate([block.ids for block in blocks]),
+        np.concatenate([block.floats for block in blocks]),
+        np.concatenate([block.ints for block in blocks]),
+        {name: _joined([block.lists[name] for block in blocks]) for name in blocks[0].lists},
     )
 
 
-def _take(lines: Array, index: Array) -> Array:
-    taken = np.empty((len(lines), len(index)), dtype=lines.dtype)
-    for line, out in zip(lines, taken, strict=True):
-        np.take(line, index, out=out, mode="clip")  # "raise" would gather into a buffer first
-    return taken
+def _joined(parts: Sequence[Lists]) -> Lists:
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return Lists.of(np.concatenate([part.lengths for part in parts]), values)

@@ -7,6 +7,7 @@ from torchrec import JaggedTensor, KeyedJaggedTensor
 
 from thresher.data.batch import Batch
 from thresher.data.block import Array, Block
+from thresher.data.columns import columns_of
 from thresher.data.schema import Schema
 
 
@@ -21,6 +22,7 @@ class Collator:
         self._keys = list(schema.id_tables)
         self._one_id = {f.name: i for i, f in enumerate([f for f in schema.sparse if not f.many])}
         self._weights = {f.name: f"{f.name}.weights" for f in schema.sparse if f.weights}
+        self._partner = {c.name: c.partner or c.name for c in columns_of(schema)}
         self._fixed = len(self._one_id) == len(self._keys)
         total = len(self._keys) * batch_size
         self._ones = torch.ones(total, dtype=torch.int32)
@@ -34,29 +36,29 @@ class Collator:
         """
         dense, labels = len(self._schema.dense), len(self._schema.labels)
         floats = torch.from_numpy(block.floats)
-        weight = torch.ones(self._size) if self._schema.weight is None else floats[dense + labels].clone()
+        weight = torch.ones(self._size) if self._schema.weight is None else floats[:, dense + labels].clone()
         if block.void.any():
             weight[torch.from_numpy(block.void)] = 0.0
         return Batch(
             index=torch.tensor(block.numbers),
             epoch=torch.tensor(epoch),
-            dense=_rows_first(floats[:dense]),
+            dense=floats[:, :dense].contiguous(),
             sparse=self._fixed_ids(block) if self._fixed else self._ragged_ids(block),
             side={key: self._side(block, key) for key in self._schema.float_side_keys},
-            labels=_rows_first(floats[dense : dense + labels]),
+            labels=floats[:, dense : dense + labels].contiguous(),
             weight=weight,
             group=self._int(block, self._schema.group is not None, -1),
             time=self._int(block, self._schema.time is not None, 0),
         )
 
     def _fixed_ids(self, block: Block) -> KeyedJaggedTensor:
-        """F features of one id a row: values are the lines of ``block.ids`` end to end."""
-        values = torch.empty(block.ids.shape, dtype=torch.int64)
-        values.copy_(torch.from_numpy(block.ids))
+        """F features of one id a row: values are the columns of ``block.ids`` end to end."""
+        values = np.empty((len(self._keys), self._size), dtype=np.int64)
+        np.copyto(values, block.ids.T)
         size = self._size
         return KeyedJaggedTensor(
             self._keys,
-            values.view(-1),
+            torch.from_numpy(values.reshape(-1)),
             lengths=self._ones,
             offsets=self._steps,
             stride=size,
@@ -70,12 +72,13 @@ class Collator:
         weights: list[Array] = []
         for key, line in zip(self._keys, lengths, strict=True):
             if key in self._one_id:
-                parts.append(block.ids[self._one_id[key]])
+                parts.append(block.ids[:, self._one_id[key]])
             else:
-                line[:] = block.ragged[key].lengths
-                parts.append(block.ragged[key].values)
+                lists = block.lists[self._partner[key]]
+                line[:] = lists.lengths
+                parts.append(lists.values[key])
             if key in self._weights:
-                weights.append(block.ragged[self._weights[key]].values)
+                weights.append(block.lists[key].values[self._weights[key]])
             elif self._weights:
                 weights.append(np.ones(len(parts[-1]), dtype=np.float32))
         sizes = [len(part) for part in parts]
@@ -92,13 +95,8 @@ class Collator:
         )
 
     def _side(self, block: Block, key: str) -> JaggedTensor:
-        column = block.ragged[key]
-        return JaggedTensor(values=torch.tensor(column.values), lengths=torch.tensor(column.lengths))
+        lists = block.lists[self._partner[key]]
+        return JaggedTensor(values=torch.tensor(lists.values[key]), lengths=torch.tensor(lists.lengths))
 
     def _int(self, block: Block, present: bool, line: int) -> Tensor:
-        return torch.tensor(block.ints[line]) if present else torch.zeros(self._size, dtype=torch.int64)
-
-
-def _rows_first(lines: Tensor) -> Tensor:
-    """[columns, B] to [B, columns], always copied: the lines belong to a window."""
-    return lines.T.clone(memory_format=torch.contiguous_format)
+        return torch.tensor(block.ints[:, line]) if present else torch.zeros(self._size, dtype=torch.int64)

@@ -35,6 +35,7 @@ class Column:
         partner: the ragged id column whose lengths this one shares; empty for none.
         max_length: longest list allowed; 0 for any.
         nonnegative: values below zero are bad.
+        binary: values other than 0 and 1 are bad.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Column:
     partner: str = ""
     max_length: int = 0
     nonnegative: bool = False
+    binary: bool = False
 
     @property
     def written(self) -> pa.DataType:
@@ -96,7 +98,8 @@ def columns_of(schema: Schema) -> tuple[Column, ...]:
         found += [
             Column(sequence.key(side), "float", True, partner=sequence.name) for side in sequence.side if not side.table
         ]
-    found += [Column(name, "float") for name in [f.name for f in schema.dense] + [f.name for f in schema.labels]]
+    found += [Column(feature.name, "float") for feature in schema.dense]
+    found += [Column(label.name, "float", binary=label.task == "binary") for label in schema.labels]
     if schema.weight:
         found.append(Column(schema.weight.name, "float", nonnegative=True))
     found += [Column(feature.name, "int") for feature in (schema.time, schema.group) if feature]

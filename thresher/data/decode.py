@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from thresher.data.block import Array, Block, Ragged
+from thresher.data.block import Array, Block, Lists
 from thresher.data.columns import Column
 
 
@@ -28,10 +27,10 @@ class Decoder:
     """Turns row groups of one schema into blocks."""
 
     def __init__(self, columns: tuple[Column, ...]) -> None:
-        self._scalar = {
-            role: [c for c in columns if c.role == role and not c.ragged] for role in ("id", "float", "int")
-        }
-        self._ragged = [c for c in columns if c.ragged]
+        self._ids, self._floats, self._ints = (
+            [c for c in columns if c.role == role and not c.ragged] for role in ("id", "float", "int")
+        )
+        self._lists = [c for c in columns if c.ragged]
         small = all(c.table is None or c.table.rows <= 1 << 31 for c in columns)
         self._id_type = np.int32 if small else np.int64
 
@@ -43,94 +42,132 @@ class Decoder:
             first: row number of its first row in the split.
 
         Returns:
-            the block, in which bad rows are void and hold anything; one fault for each bad value of a column.
+            the block, in which bad rows are void and hold the values of a good row (zeros and empty lists where there
+            is none); at least one fault for each bad row.
         """
         faults: list[Fault] = []
         rows = table.num_rows
-        ids = np.empty((len(self._scalar["id"]), rows), dtype=self._id_type)
-        floats = np.empty((len(self._scalar["float"]), rows), dtype=np.float32)
-        ints = np.empty((len(self._scalar["int"]), rows), dtype=np.int64)
-        for role, lines in (("id", ids), ("float", floats), ("int", ints)):
-            for column, line in zip(self._scalar[role], lines, strict=True):
-                _fill(column, _chunk(table, column), line, faults)
-        ragged: dict[str, Ragged] = {}
-        for column in self._ragged:
-            ragged[column.name] = self._lists(column, _chunk(table, column), faults)
+        arrays = _arrays(table)
+        with np.errstate(over="ignore", invalid="ignore"):
+            ids = _filled(self._ids, arrays, np.empty((len(self._ids), rows), self._id_type), faults)
+            floats = _filled(self._floats, arrays, np.empty((len(self._floats), rows), np.float32), faults)
+            ints = _filled(self._ints, arrays, np.empty((len(self._ints), rows), np.int64), faults)
+            lists = {c.name: self._list(c, arrays[c.name], faults) for c in self._lists}
+        for column in self._lists:
             if column.partner:
-                _same_lengths(column, ragged, faults)
+                _same_lengths(column, lists[column.name].lengths, lists[column.partner].lengths, faults)
         void = np.zeros(rows, dtype=np.bool_)
-        void[[fault.row for fault in faults]] = True
-        return Block(np.arange(first, first + rows), void, ids, floats, ints, ragged), faults
+        if faults:
+            void[[fault.row for fault in faults]] = True
+            ids, floats, ints = (_mended(lines, void) for lines in (ids, floats, ints))
+            lists = {name: _mended_list(column, void) for name, column in lists.items()}
+        # A transposed copy writes rows; all parts fit into the second-level cache.
+        ids, floats, ints = (np.ascontiguousarray(lines.T) for lines in (ids, floats, ints))
+        return Block(np.arange(first, first + rows), void, ids, floats, ints, self._grouped(lists)), faults
 
-    def _lists(self, column: Column, lists: pa.Array, faults: list[Fault]) -> Ragged:
-        ends = lists.offsets.to_numpy()
+    def _list(self, column: Column, found: pa.Array, faults: list[Fault]) -> Lists:
+        ends = found.offsets.to_numpy()
         lengths = np.diff(ends).astype(np.int32)
+        item = np.float32 if column.role == "float" else self._id_type
         falling = np.flatnonzero(lengths < 0)
-        if len(falling) or (len(ends) and ends[0] < 0):
+        if len(falling):
             # No list of this column can be trusted: where one ends is where the next begins.
-            row = int(falling[0]) if len(falling) else 0
+            row = int(falling[0])
             reason = f"{column.describe()}: list offsets {int(ends[row])}, {int(ends[row + 1])} at {{place}} decrease"
-            faults += [Fault(i, reason) for i in range(len(lengths))]
-            return Ragged.of(np.zeros_like(lengths), np.empty(0, self._item_type(column)))
-        _nulls(column, lists, np.arange(len(lists)), faults)
+            faults += [Fault(row, reason), *(Fault(i, reason) for i in range(len(lengths)))]
+            return Lists.of(np.zeros_like(lengths), {column.name: np.empty(0, item)})
+        _nulls(column, found, np.arange(len(found)), faults)
         if column.max_length and lengths.max(initial=0) > column.max_length:
             for row in np.flatnonzero(lengths > column.max_length).tolist():
                 reason = f"{lengths[row]} elements at {{place}} are more than max_length {column.max_length}"
                 faults.append(Fault(row, f"{column.describe()}: {reason}"))
-        items = lists.values.slice(ends[0], ends[-1] - ends[0])
-        values = np.empty(len(items), dtype=self._item_type(column))
-        _fill(column, items, values, faults, ends - ends[0])
-        return Ragged.of(lengths, values)
+        ends = ends.astype(np.int64)
+        items = found.values.slice(ends[0], ends[-1] - ends[0])
+        ends -= ends[0]
+        values = np.empty((1, len(items)), dtype=item)
+        _filled([column], {column.name: items}, values, faults, ends)
+        return Lists(lengths, ends, {column.name: values[0]})
 
-    def _item_type(self, column: Column) -> Any:
-        return np.float32 if column.role == "float" else self._id_type
+    def _grouped(self, lists: dict[str, Lists]) -> dict[str, Lists]:
+        """Columns that share lengths, which good rows and mended ones do, under one name."""
+        grouped = {c.name: lists[c.name] for c in self._lists if not c.partner}
+        for column in self._lists:
+            if column.partner:
+                grouped[column.partner].values.update(lists[column.name].values)
+        return grouped
 
 
-def _chunk(table: pa.Table, column: Column) -> pa.Array:
-    found = table[column.name]
-    whole = found.chunk(0) if found.num_chunks == 1 else pa.concat_arrays(found.chunks)
-    return whole if not isinstance(whole, pa.ChunkedArray) else whole.combine_chunks()
+def by_row(faults: Sequence[Fault]) -> dict[int, str]:
+    """The first reason found for each bad row, rows ascending."""
+    first: dict[int, str] = {}
+    for fault in faults:
+        first.setdefault(fault.row, fault.reason)
+    return dict(sorted(first.items()))
 
 
-def _fill(column: Column, values: pa.Array, line: Array, faults: list[Fault], ends: Array | None = None) -> None:
-    """Copies ``values`` to ``line`` in its type and appends a fault for each value that is not allowed.
+def _arrays(table: pa.Table) -> dict[str, pa.Array]:
+    batches = table.to_batches()
+    if len(batches) != 1:
+        batches = table.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    return dict(zip(table.schema.names, batches[0].columns, strict=True))
+
+
+def _filled(
+    columns: list[Column], arrays: dict[str, pa.Array], lines: Array, faults: list[Fault], ends: Array | None = None
+) -> Array:
+    """Copies columns to the lines of an array in its type, with a fault for each value that is not allowed.
 
     Args:
+        lines: [columns, n].
         ends: where the lists end that the values belong to; None for one value a row.
     """
-    if values.null_count:
-        _nulls(column, values, _rows_of(np.arange(len(values)), ends), faults)
-        values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
-    raw = values.to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore", invalid="ignore"):
+    for column, line in zip(columns, lines, strict=True):
+        values = arrays[column.name]
+        if values.null_count:
+            _nulls(column, values, _rows_of(np.arange(len(values)), ends), faults)
+            values = values.fill_null(False if pa.types.is_boolean(values.type) else 0)
+        raw = values.to_numpy(zero_copy_only=False)
         line[:] = raw
-    bad = _bad_places(column, raw, line)
-    for place, row in zip(bad.tolist(), _rows_of(bad, ends).tolist(), strict=True):
-        faults.append(Fault(row, f"{column.describe()}: {_verdict(column, raw[place])}"))
+        if raw.dtype != line.dtype and column.role != "float":
+            _judge(column, raw, ends, faults)
+    if not _all_good(columns, lines):
+        for column, line in zip(columns, lines, strict=True):
+            _judge(column, line, ends, faults)
+    return lines
 
 
-def _bad_places(column: Column, raw: Array, line: Array) -> Array:
-    """Where the values are not allowed; one pass over good values."""
-    nothing = np.empty(0, dtype=np.int64)
+def _all_good(columns: list[Column], lines: Array) -> bool:
+    """One pass over all lines of a kind."""
+    if not columns or not lines.size or columns[0].role == "int":
+        return True
+    if columns[0].role == "id":
+        # As unsigned numbers, negative ids are huge.
+        limits = np.array([column.table.rows for column in columns if column.table is not None])
+        return bool((lines.view(f"u{lines.dtype.itemsize}").max(axis=1) < limits).all())
+    if not np.isfinite(lines).all():
+        return False
+    pairs = list(zip(columns, lines, strict=True))
+    binary = all(((line == 0) | (line == 1)).all() for column, line in pairs if column.binary)
+    return binary and all(line.min() >= 0 for column, line in pairs if column.nonnegative)
+
+
+def _judge(column: Column, values: Array, ends: Array | None, faults: list[Fault]) -> None:
+    """Appends a fault for each value that the column does not allow."""
     if column.table is not None:
-        unsigned = raw.view(f"u{raw.dtype.itemsize}")  # a negative id looks huge
-        return (
-            np.flatnonzero(unsigned >= column.table.rows) if unsigned.max(initial=0) >= column.table.rows else nothing
-        )
-    if column.role == "int":
-        return np.flatnonzero(raw > np.iinfo(np.int64).max) if raw.dtype == np.uint64 else nothing
-    good = np.isfinite(line)
-    if column.nonnegative:
-        good &= line >= 0
-    return nothing if good.all() else np.flatnonzero(~good)
-
-
-def _verdict(column: Column, value: Any) -> str:
-    if column.table is not None:
-        return f"id {value} at {{place}} is outside 0..{column.table.rows - 1}"
-    if column.nonnegative and value < 0:
-        return f"{value} at {{place}} is negative"
-    return f"{value} at {{place}} is not finite" if column.role == "float" else f"{value} at {{place}} exceeds int64"
+        bad = (values < 0) | (values >= column.table.rows)
+        verdict = f"id {{}} at {{{{place}}}} is outside 0..{column.table.rows - 1}"
+    elif column.role == "int":
+        bad = values > np.iinfo(np.int64).max
+        verdict = "{} at {{place}} does not fit into int64"
+    else:
+        bad = ~np.isfinite(values) | (values < 0 if column.nonnegative else False)
+        verdict = "{} at {{place}} is not finite" + (" and at least 0" if column.nonnegative else "")
+        if column.binary:
+            bad = (values != 0) & (values != 1)
+            verdict = "{} at {{place}} is neither 0 nor 1"
+    places = np.flatnonzero(bad)
+    for place, row in zip(places.tolist(), _rows_of(places, ends).tolist(), strict=True):
+        faults.append(Fault(row, f"{column.describe()}: {verdict.format(values[place])}"))
 
 
 def _rows_of(places: Array, ends: Array | None) -> Array:
@@ -143,16 +180,21 @@ def _nulls(column: Column, values: pa.Array, rows: Array, faults: list[Fault]) -
         faults += [Fault(row, f"{column.describe()}: null at {{place}}") for row in null.tolist()]
 
 
-def _same_lengths(column: Column, ragged: dict[str, Ragged], faults: list[Fault]) -> None:
-    mine, partner = ragged[column.name].lengths, ragged[column.partner].lengths
+def _same_lengths(column: Column, mine: Array, partner: Array, faults: list[Fault]) -> None:
     for row in np.flatnonzero(mine != partner).tolist():
         reason = f"{mine[row]} elements at {{place}}, but '{column.partner}' has {partner[row]}"
         faults.append(Fault(row, f"{column.describe()}: {reason}"))
 
 
-def by_row(faults: Sequence[Fault]) -> dict[int, str]:
-    """The first reason of each bad row, rows ascending."""
-    first: dict[int, str] = {}
-    for fault in faults:
-        first.setdefault(fault.row, fault.reason)
-    return dict(sorted(first.items()))
+def _replacement(void: Array) -> Array:
+    return np.where(void, np.argmin(void), np.arange(len(void)))
+
+
+def _mended(lines: Array, void: Array) -> Array:
+    return np.zeros_like(lines) if void.all() else lines[:, _replacement(void)]
+
+
+def _mended_list(lists: Lists, void: Array) -> Lists:
+    if void.all():
+        return Lists.of(np.zeros_like(lists.lengths), {name: column[:0] for name, column in lists.values.items()})
+    return lists.take(_replacement(void))

@@ -122,7 +122,7 @@ class Loader:
             if last < block.rows:
                 self._kept[group] = block
             blocks.append(block.slice(first, last) if last - first < block.rows else block)
-        return concat(blocks).mended()
+        return concat(blocks)
 
     def _decode(self, group: int) -> Block:
         place = self._places[group]

@@ -14,14 +14,15 @@ arithmetic. Each epoch is a permutation of the split:
       lane 0    ( window 0 )( window 1 )( window 2 )...                                             rows permuted
       indices   0, L, 2L ...  of lane 0;   1, L+1, 2L+1 ...  of lane 1
 
-  A batch thus mixes at least L distant row groups, L windows of a lane are in memory at a time, and where w divides L
-  a rank decodes the row groups of its own lanes only. The remainder of fewer than L rows comes last.
+  A batch thus mixes L distant stretches, ``window_rows`` rows are in memory at a time, and where w divides L a rank
+  decodes the row groups of its own lanes only. The remainder of fewer than L rows comes last.
 
 Permutations sort the raw words of Philox-4x64 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
 with key (seed, epoch) and a counter that names the purpose, lane and window. numpy keeps raw streams of a bit generator
 stable across versions (NEP 19), so an order never changes under a user.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 MAX_LANES = 64
+GROUPS_PER_LANE = 8
+"""Row groups a lane has at least, on average: those at its two edges are read for two lanes."""
+
 PLAIN_WINDOW_ROWS = 1 << 16
 """Rows read at a time without shuffling, at most."""
 
@@ -63,7 +67,8 @@ class Order:
 
     Attributes:
         rows: rows of the split, the length of an epoch.
-        lanes: L: at most 64, a power of two, and no more than row groups fit into a window.
+        lanes: L: a power of two, at most 64, at most the row groups that fit into a window, and few enough that a lane
+            has 8 row groups.
     """
 
     def __init__(self, groups: Sequence[int], seed: int, window_rows: int, shuffle: bool = True) -> None:
@@ -73,7 +78,7 @@ class Order:
         self.whole = self.rows <= window_rows
         self.lanes = 1
         if shuffle and not self.whole:
-            room = window_rows // int(self._group_rows.max())
+            room = min(window_rows // int(self._group_rows.max()), len(groups) // GROUPS_PER_LANE)
             self.lanes = 1 << max(0, min(MAX_LANES, room).bit_length() - 1)
         elif not self.whole:
             window_rows = min(window_rows, PLAIN_WINDOW_ROWS)
@@ -101,15 +106,19 @@ class Order:
         number = index // (self._depth * self.lanes)
         start = number * self._depth
         depth = min(self._depth, self._lane_rows - start)
-        wanted = _progression(index, (start + depth) * self.lanes, residue, world)
-        lane, offset = wanted % self.lanes, wanted // self.lanes - start
-        take = np.empty(len(wanted), dtype=np.int64)
+        stop = (start + depth) * self.lanes
+        first = index + (residue - index) % world
+        take = np.empty(len(range(first, stop, world)), dtype=np.int64)
         ranges: list[tuple[int, int, int]] = []
-        for turn, one in enumerate(np.unique(lane[: self.lanes])):
-            ranges += self.ranges(epoch, int(one) * self._lane_rows + start, depth)
-            mine = slice(*_stride(lane, int(one), self.lanes, world))
-            take[mine] = turn * depth + self._permutation(depth, epoch, _ROWS, int(one), number)[offset[mine]]
-        return Window((start + depth) * self.lanes, tuple(ranges), take)
+        # Positions that are ``period`` apart stand in the same lane, ``step`` rows apart.
+        period = self.lanes // math.gcd(self.lanes, world)
+        step = world * period // self.lanes
+        for turn in range(min(period, len(take))):
+            offset, lane = divmod(first + turn * world, self.lanes)
+            ranges += self.ranges(epoch, lane * self._lane_rows + start, depth)
+            inside = self._permutation(depth, epoch, _ROWS, lane, number)[offset - start :: step]
+            np.add(inside[: len(take[turn::period])], turn * depth, out=take[turn::period])
+        return Window(stop, tuple(ranges), take)
 
     def numbers(self, window: Window) -> Ints:
         """Row numbers in the split of the rows of ``window.ranges``, in that order."""
@@ -119,7 +128,7 @@ class Order:
 
     def _tail(self, epoch: int, index: int, residue: int, world: int) -> Window:
         start = self._lane_rows * self.lanes
-        wanted = _progression(index, self.rows, residue, world)
+        wanted = np.arange(index + (residue - index) % world, self.rows, world)
         take = self._permutation(self.rows - start, epoch, _TAIL)[wanted - start]
         ranges = self.ranges(epoch, start, self.rows - start) if len(wanted) else []
         return Window(self.rows, tuple(ranges), take)
@@ -177,15 +186,3 @@ def permutation(rows: int, seed: int, epoch: int, purpose: tuple[int, int, int])
 def _words(count: int, seed: int, epoch: int, purpose: tuple[int, int, int]) -> npt.NDArray[np.uint64]:
     counter = np.array([0, *purpose], dtype=np.uint64)
     return np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64), counter=counter).random_raw(count)
-
-
-def _progression(first: int, stop: int, residue: int, world: int) -> Ints:
-    """All i in [first, stop) with i % world == residue."""
-    return np.arange(first + (residue - first) % world, stop, world)
-
-
-def _stride(lane: Ints, one: int, lanes: int, world: int) -> tuple[int, int, int]:
-    """Where a lane's samples stand among the wanted ones: they recur every lanes / gcd(lanes, world) samples."""
-    period = lanes // int(np.gcd(lanes, world))
-    first = int(np.argmax(lane[:period] == one))
-    return first, len(lane), period

@@ -9,7 +9,7 @@ import numpy as np
 
 from thresher.data.ahead import Ahead
 from thresher.data.batch import Batch
-from thresher.data.block import Block, concat
+from thresher.data.block import Array, Block, concat
 from thresher.data.collate import Collator
 from thresher.data.dataset import Dataset
 from thresher.data.loader import Ledger, Loader
@@ -17,8 +17,8 @@ from thresher.data.order import PLAIN_WINDOW_ROWS, Order
 from thresher.data.quarantine import Quarantine
 from thresher.errors import ConfigError, DataError
 
-Rows = tuple[Block, int]
-"""Rows in the order of the batches, and the epoch they belong to."""
+Rows = tuple[Block, Array, int]
+"""Rows in memory, the order in which they go into batches, and the epoch they belong to."""
 
 
 class Reader:
@@ -128,7 +128,7 @@ class Reader:
             if len(window.take):
                 block = kept or loader.load(window.ranges)
                 kept = block if self._order.whole else None
-                yield block.take(window.take), epoch
+                yield block, window.take, epoch
             if window.stop == self.rows:
                 self._ledger.check()
 
@@ -141,7 +141,7 @@ class Reader:
             first = min(at, rows - 1)
             last = max(first + 1, min(at + self._sweep_rows, stop))
             block = loader.load(self._plain.ranges(0, first, last - first))
-            yield _padded(block, min(self._sweep_rows, end - at), stop - at), 0
+            yield *_padded(block, min(self._sweep_rows, end - at), stop - at), 0
         self._ledger.check()
 
 
@@ -149,10 +149,10 @@ def _batches(windows: Iterator[Rows], size: int, collator: Collator) -> Iterator
     """Cuts a sequence of windows into batches of ``size`` rows."""
     parts: list[tuple[Block, int]] = []
     missing = size
-    for block, epoch in windows:
+    for block, order, epoch in windows:
         at = 0
-        while at < block.rows:
-            part = block.slice(at, min(at + missing, block.rows))
+        while at < len(order):
+            part = block.take(order[at : at + missing])
             parts.append((part, epoch))
             at, missing = at + part.rows, missing - part.rows
             if missing == 0:
@@ -161,13 +161,13 @@ def _batches(windows: Iterator[Rows], size: int, collator: Collator) -> Iterator
                 parts, missing = [], size
 
 
-def _padded(block: Block, rows: int, real: int) -> Block:
-    """``rows`` rows, of which those from ``real`` on repeat the block's last and are void."""
+def _padded(block: Block, rows: int, real: int) -> tuple[Block, Array]:
+    """An order of ``rows`` rows, of which those from ``real`` on repeat the block's last and are void."""
+    order = np.arange(rows)
     if real >= rows:
-        return block
-    place = np.arange(rows)
-    longer = block.take(np.minimum(place, block.rows - 1))
-    return replace(longer, void=longer.void | (place >= real))
+        return block, order
+    longer = block.take(np.minimum(order, block.rows - 1))
+    return replace(longer, void=longer.void | (order >= real)), order
 
 
 def _check(split: str, rows: int, rank: int, world: int, positive: dict[str, int]) -> None:
