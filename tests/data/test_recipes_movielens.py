@@ -74,7 +74,9 @@ def test_one_file_that_carries_all_columns():
 
 
 def test_next_items_come_in_order_of_time(tmp_path):
-    rows = gather(MovieLens(source=ml_100k(tmp_path), task="next"))
+    recipe = MovieLens(source=ml_100k(tmp_path), task="next")
+    rows = gather(recipe)
+    assert recipe.facts() == {"users_left_out": 0}
     tests = {row["user"]: (row["history"], row["item"], row["time"]) for row in rows.rows("test")}
     assert tests == {"1": (["10", "12"], "11", 300), "2": (["10"], "12", 60)}
     assert [(row["history"], row["item"]) for row in rows.rows("valid")] == [(["10"], "12")]

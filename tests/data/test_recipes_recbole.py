@@ -64,7 +64,11 @@ def test_a_label_is_taken_as_it_is(tmp_path):
 
 def test_next_items_by_time_with_tokens_of_the_items(tmp_path):
     folder = made(tmp_path, item="item_id:token\tyear:token\n10\t1990\n11\t1991\n12\t1992\n")
-    rows = gather(RecBole(source=folder, task="next"))
+    with (folder / "x.inter").open("a") as file:
+        file.write("3\t10\t5\t100\n")
+    recipe = RecBole(source=folder, task="next")
+    rows = gather(recipe)
+    assert recipe.facts() == {"users_left_out": 1}
     tests = {row["user"]: row for row in rows.rows("test")}
     assert (tests["1"]["history"], tests["1"]["item"], tests["1"]["time"]) == (["10", "12"], "11", 300)
     assert (tests["1"]["history.year"], tests["1"]["year"]) == (["1990", "1992"], "1991")

@@ -211,9 +211,9 @@ def test_a_header_without_rows_is_refused(tmp_path):
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
     path = write(tmp_path, b"user\titem\n1\t2\n")
     with pytest.raises(SchemaError) as error:
-        read(path, Layout("\t"), ("user", "itme"))
+        read(path, Layout("\t"), ("user", "itemm"))
     assert error.value.where == str(path)
-    assert error.value.what == "no column 'itme'"
+    assert error.value.what == "no column 'itemm'"
     assert "did you mean 'item'?" in error.value.fix
 
 
@@ -249,7 +249,9 @@ def test_files_of_a_folder_come_in_natural_order(tmp_path):
 def test_choosing_files_names_what_is_missing(tmp_path):
     write(tmp_path, b"1\n", "train.txt")
     with pytest.raises(DataError, match=r"no such file. Did you mean 'train.txt'\?"):
-        choose_files((tmp_path / "trian.txt",), ("*",), "log")
+        choose_files((tmp_path / "trainn.txt",), ("*",), "log")
+    with pytest.raises(DataError, match=r"no such file. Check the path"):
+        choose_files((tmp_path / "something else",), ("*",), "log")
     with pytest.raises(DataError, match=r"no log \(\*\.csv\)"):
         choose_files((tmp_path,), ("*.csv",), "log")
     with pytest.raises(DataError, match="no log given"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -22,7 +22,7 @@ from thresher.data.recipes.base import Chunk, divide
 from thresher.data.recipes.from_files import HeldOut, IdTables, rows_of
 from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_floats, need_integers
-from thresher.data.recipes.sequences import Interactions, joined, leave_one_out, next_item_schema
+from thresher.data.recipes.sequences import Interactions, joined, leave_one_out, next_item_schema, too_short
 from thresher.data.schema import Group, Label, Schema, SparseFeature, Time
 from thresher.data.sources import Layout, Part, choose_file, header, read_delimited, require
 
@@ -106,7 +106,7 @@ class MovieLens(IdTables, HeldOut):
 
     def chunks(self) -> Iterator[Chunk]:
         if self.task == "next":
-            yield from leave_one_out(joined([_interactions(part) for part in self._parts()]))
+            yield from leave_one_out(self._log())
             return
         by_time = self.split == "time"
         cuts = self.cuts(integers(part.table, "timestamp") for part in self._parts()) if by_time else (0.0, 0.0)
@@ -114,6 +114,12 @@ class MovieLens(IdTables, HeldOut):
             time = integers(part.table, "timestamp")
             which = self.by_time(time, cuts) if by_time else self.at_random(0, part.rows)
             yield from divide(rows_of(part, "train", self._columns(part.table)), which)
+
+    def facts(self) -> dict[str, Any]:
+        return {"users_left_out": too_short(self._log())} if self.task == "next" else {}
+
+    def _log(self) -> Interactions:
+        return joined([_interactions(part) for part in self._parts()])
 
     @cached_property
     def _ratings(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,16 @@ from thresher.data.recipes.base import Chunk, divide
 from thresher.data.recipes.from_files import HeldOut, IdTables, Names, rows_of
 from thresher.data.recipes.joins import SideTable, bad_of
 from thresher.data.recipes.screen import integers, need, need_floats
-from thresher.data.recipes.sequences import HISTORY, ITEM, USER, Interactions, joined, leave_one_out, next_item_schema
+from thresher.data.recipes.sequences import (
+    HISTORY,
+    ITEM,
+    USER,
+    Interactions,
+    joined,
+    leave_one_out,
+    next_item_schema,
+    too_short,
+)
 from thresher.data.schema import DenseFeature, Feature, Group, Label, Schema, SparseFeature, Time
 from thresher.data.sources import Layout, Part, choose_file, header, read_delimited, require
 from thresher.errors import ConfigError, SchemaError, nearest
@@ -101,7 +110,7 @@ class RecBole(IdTables, HeldOut):
 
     def chunks(self) -> Iterator[Chunk]:
         if self._task == "next":
-            yield from leave_one_out(joined([self._interactions(part) for part in self._parts()]))
+            yield from leave_one_out(self._log())
             return
         if self.split == "time" and not self._timed:
             raise ConfigError(f"no column '{self.timestamp}'", where="split=time", fix="use split=random")
@@ -110,6 +119,12 @@ class RecBole(IdTables, HeldOut):
         for part in self._parts():
             which = self.by_time(integers(part.table, _TIME), cuts) if by_time else self.at_random(0, part.rows)
             yield from divide(rows_of(part, "train", self._columns(part.table)), which)
+
+    def facts(self) -> dict[str, Any]:
+        return {"users_left_out": too_short(self._log())} if self._task == "next" else {}
+
+    def _log(self) -> Interactions:
+        return joined([self._interactions(part) for part in self._parts()])
 
     @cached_property
     def _inter(self) -> Path:

@@ -1,5 +1,6 @@
 """Finding the files of a data set."""
 
+import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,8 +47,7 @@ def choose_files(source: tuple[Path, ...], patterns: Iterable[str], what: str) -
         elif path.is_file():
             chosen.append(path)
         else:
-            near = [p.name for p in path.parent.iterdir()][:_LISTED] if path.parent.is_dir() else []
-            raise DataError("no such file", where=str(path), fix=nearest(path.name, near) if near else "check the path")
+            raise DataError("no such file", where=str(path), fix=_nearest(path))
     return tuple(chosen)
 
 
@@ -68,6 +68,12 @@ def _matching(folder: Path, patterns: Iterable[str], what: str) -> list[Path]:
         if found := [path for path in folder.glob(pattern) if path.is_file()]:
             return sorted(found, key=_natural)
     raise DataError(f"no {what} ({', '.join(patterns)})", where=str(folder), fix="name the files themselves")
+
+
+def _nearest(path: Path) -> str:
+    beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"did you mean '{close[0]}'?" if close else "check the path"
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
