@@ -179,7 +179,12 @@ ROWS = (
     _rows("two for a binary label", _set("bought", 2.0), BadBatch, "feature 'bought': 2.0", AT, "neither 0 nor 1"),
     _rows("NaN for a label", _set("bought", float("nan")), BadBatch, "feature 'bought': nan", AT),
     _rows("negative weight", _set("importance", -1.0), BadBatch, "feature 'importance': -1.0", AT, "at least 0"),
-    Case("falling list offsets", _falling_offsets, SchemaError, ("feature 'history' of table 'items'", "the list offsets decrease at row 3")),
+    Case(
+        "falling list offsets",
+        _falling_offsets,
+        SchemaError,
+        ("feature 'history' of table 'items'", "the list offsets decrease at row 3"),
+    ),
 )
 
 CASES = (*SCHEMAS, *FOLDERS, *ROWS)

@@ -33,8 +33,7 @@ Columns = dict[str, Any]
 
 def columns(rows: int = ROWS) -> Columns:
     """Good rows of ``SCHEMA`` as Python lists."""
-    made = rows_of(Schema.model_validate(SCHEMA), rows)
-    return made | {"bought": [float(row % 2) for row in range(rows)]}
+    return rows_of(Schema.model_validate(SCHEMA), rows)
 
 
 def make(folder: Path, rows: int = ROWS) -> Path:

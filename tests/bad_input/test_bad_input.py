@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input import config_cases, data_cases
+from tests.bad_input import config_cases, data_cases, prepare_cases, run_cases
 from tests.bad_input.case import Case
 from thresher.launch.messages import USER_ERROR, tell
 
-CASES: tuple[Case, ...] = (*config_cases.CASES, *data_cases.CASES)
+CASES: tuple[Case, ...] = (*config_cases.CASES, *data_cases.CASES, *prepare_cases.CASES, *run_cases.CASES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -22,8 +22,9 @@ def test_message_names_place_and_cure(
     capsys.readouterr()
     assert tell(caught.value, debug=False) == USER_ERROR
     told = capsys.readouterr().err
-    assert told.startswith(f"{case.error.__name__}: ")
+    assert told.startswith(f"{type(caught.value).__name__}: ")
     assert [piece for piece in case.told if piece not in told] == [], told
+    assert caught.value.fix or "; " in told, told
     assert "Traceback" not in told
     assert len(told) < 1500
 
