@@ -57,6 +57,7 @@ def render(run: Run) -> str:
         other=pictures.OTHER if len(run.plan.tables) > pictures.NAMED_TABLES else "",
         balance=pictures.balance(run.plan),
         pictures=pictures.pictures(run),
+        copied=pictures.copied(run),
         width=pictures.WIDTH,
         height=pictures.HEIGHT,
         style=(page / "page.css").read_text(encoding="utf-8"),

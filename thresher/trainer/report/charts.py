@@ -130,7 +130,7 @@ def _trace(
 
 def _smoothed(values: list[float]) -> list[float]:
     """The mean of each point and its neighbours on both sides, as many as there are on the shorter one: no lag."""
-    reach = max(1, round(len(values) * SMOOTHED_SHARE / 2))
+    reach = round(len(values) * SMOOTHED_SHARE / 2)
     sums = list(accumulate(values, initial=0.0))
     result = []
     for place in range(len(values)):

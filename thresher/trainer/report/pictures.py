@@ -19,6 +19,7 @@ MAX_PICTURES = 24
 MAX_SHARDS = 512
 """A picture of more shards than this shows no more; the table beside it does."""
 NAMED_TABLES = 8
+COPIED = "data_parallel"
 WIDTH, HEIGHT = 240.0, 104.0
 """Of a table's picture, in SVG units."""
 TABLE_COLOURS = ("#2f7ed8", "#f28e2b", "#17a398", "#d1495b", "#8367c7", "#8a9a5b", "#c2679f", "#b08d57")
@@ -59,11 +60,10 @@ class Rectangle:
 
 @dataclass(frozen=True)
 class Picture:
-    """One table; ``copies`` says that every rank holds all of it."""
+    """One table that is cut into shards."""
 
     name: str
     caption: str
-    copies: bool
     rectangles: list[Rectangle]
 
 
@@ -101,20 +101,26 @@ def balance(plan: Plan) -> str:
     mean = sum(held) / len(held)
     if len(held) == 1 or not mean:
         return f"{size(held[0])} on one rank"
+    if size(held[0]) == size(held[-1]):
+        return f"{size(held[0])} on every rank"
     return f"{size(held[0])} to {size(held[-1])} a rank; the fullest holds {held[-1] / mean:.2f} times the mean"
 
 
 def pictures(run: Run) -> list[Picture]:
-    """The largest tables that can be drawn."""
-    drawable = [table for table in largest_first(run) if len(table.shards) <= MAX_SHARDS]
+    """The largest tables that can be drawn; there is nothing to draw of a table that every rank has a copy of."""
+    drawable = [t for t in largest_first(run) if t.sharding_type != COPIED and len(t.shards) <= MAX_SHARDS]
     return [_picture(table) for table in drawable[:MAX_PICTURES]]
 
 
+def copied(run: Run) -> list[str]:
+    """Names of the tables that every rank has a copy of."""
+    return [table.table for table in largest_first(run) if table.sharding_type == COPIED]
+
+
 def _picture(table: TablePlan) -> Picture:
-    copies = table.sharding_type == "data_parallel"
     told = f"{table.sharding_type.replace('_', '-')} · {table.rows:,} x {table.dim} · {size(bytes_of(table))}"
-    shards = [] if copies else [shard for shard in table.shards if shard.rows and shard.cols]
-    return Picture(table.table, told, copies, [_rectangle(table, shard) for shard in shards])
+    shards = [shard for shard in table.shards if shard.rows and shard.cols]
+    return Picture(table.table, told, [_rectangle(table, shard) for shard in shards])
 
 
 def _rectangle(table: TablePlan, shard: Shard) -> Rectangle:

@@ -55,7 +55,8 @@ def tiles(run: Run) -> list[Tile]:
         found.append(Tile(f"{title(name)}, {run.valid}", _of(best, name), told, strong=held is None))
     source = held or best
     if source is not None:
-        second = [m for m in ("logloss", "gauc", "mrr", "mae") if m != name and m in source["metrics"]]
+        others = [m for m in source["metrics"] if m != name]
+        second = [m for m in others if m in ("logloss", "mae")] or others
         found += [
             Tile(f"{title(m)}, {source['split']}", _of(source, m), f"at step {source['step']:,}") for m in second[:1]
         ]
@@ -67,11 +68,12 @@ def _effort(run: Run) -> list[Tile]:
     step, rates = (train[-1]["step"] if train else 0), sorted(r["samples_per_s"] for r in train)
     stored = sum(run.plan.bytes_of(rank) for rank in range(run.plan.world))
     median = count(rates[len(rates) // 2]) if rates else ABSENT
+    tables = "1 table" if len(run.plan.tables) == 1 else f"{len(run.plan.tables)} tables"
     samples = count(train[-1]["samples"]) if train else "0"
     return [
         Tile("Samples per second", median, f"median over the run, {_ranks(run.facts.world)} on {run.facts.device}"),
         Tile("Steps", f"{step:,}", f"of {run.facts.total_steps:,}; {samples} samples"),
-        Tile("Embedding tables", size(stored), f"{len(run.plan.tables)} tables with optimizer state, all ranks"),
+        Tile("Embedding tables", size(stored), f"{tables} with optimizer state, all ranks"),
         Tile("Dense parameters", count(run.facts.dense_parameters), "replicated on every rank"),
     ]
 
