@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,17 @@ def wall() -> float:
     return time.perf_counter()
 
 
+def timed(run: Callable[[], object], clock: Callable[[], float] = thread_cpu) -> float:
+    """Seconds that ``run()`` takes by a clock; garbage is collected before, not within."""
+    gc.collect()
+    gc.disable()
+    start = clock()
+    run()
+    spent = clock() - start
+    gc.enable()
+    return spent
+
+
 def interleaved(
     work: Mapping[str, Callable[[], object]],
     repetitions: int,
@@ -72,8 +84,7 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Times several pieces of work in turn, so that a disturbance of the machine meets all of them.
 
-    ``A B C A B C ...``: ``warm_up`` rounds that do not count, then ``repetitions`` that do. Garbage collection runs
-    between repetitions, not within.
+    ``A B C A B C ...``: ``warm_up`` rounds that do not count, then ``repetitions`` that do.
 
     Args:
         work: name to a function that does the work once.
@@ -81,15 +92,17 @@ def interleaved(
         clock: seconds; :func:`thread_cpu`, :func:`process_cpu` (for work with threads) or :func:`wall`.
         warm_up: rounds before them.
     """
+    return interleaved_seconds({name: partial(timed, run, clock) for name, run in work.items()}, repetitions, warm_up)
+
+
+def interleaved_seconds(
+    work: Mapping[str, Callable[[], float]], repetitions: int, warm_up: int = 1
+) -> dict[str, Timing]:
+    """:func:`interleaved` for work that measures itself and returns seconds."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(warm_up + repetitions):
         for name, run in work.items():
-            gc.collect()
-            gc.disable()
-            start = clock()
-            run()
-            spent = clock() - start
-            gc.enable()
+            spent = run()
             if turn >= warm_up:
                 seconds[name].append(spent)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
