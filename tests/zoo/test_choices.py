@@ -68,10 +68,10 @@ FAULTS: dict[str, tuple[ModelConfig, Schema, type[ThresherError], str]] = {
         "SchemaError: schema 'shop': no label to predict. Declare a feature of kind label",
     ),
     "unknown label": (
-        FmConfig(labels=("clik",)),
+        FmConfig(labels=("clickk",)),
         shop(),
         ConfigError,
-        "model.labels: no label 'clik'. Did you mean 'click'? Allowed: click, rating",
+        "model.labels: no label 'clickk'. Did you mean 'click'? Allowed: click, rating",
     ),
     "label twice": (FmConfig(labels=("click", "click")), shop(), ConfigError, "label 'click' is given twice"),
     "weighted mean": (
@@ -101,10 +101,10 @@ FAULTS: dict[str, tuple[ModelConfig, Schema, type[ThresherError], str]] = {
         "0 sparse features of one id use table 'items' of sequence 'history'. Declare one in the schema",
     ),
     "din, unknown sequence": (
-        attend(sequence="histry"),
+        attend(sequence="historyy"),
         shop(),
         ConfigError,
-        "model.attention[0].sequence: no sequence 'histry'. Did you mean 'history'?",
+        "model.attention[0].sequence: no sequence 'historyy'. Did you mean 'history'?",
     ),
     "din, target of another table": (
         attend(sequence="history", target="user"),
@@ -265,12 +265,12 @@ def test_every_model_has_a_name_in_a_run_file(tmp_path: Path, name: str) -> None
     [
         ("{name: deepfn}", "model.name: 'deepfn' is not known. Did you mean 'deepfm'?"),
         ("{name: deepfm, dims: 3}", "model.dims: unknown key. Did you mean 'dim'?"),
-        ("{name: deepfm, mlp: {hiden: [3]}}", "model.mlp.hiden: unknown key. Did you mean 'hidden'?"),
+        ("{name: deepfm, mlp: {hiddenn: [3]}}", "model.mlp.hiddenn: unknown key. Did you mean 'hidden'?"),
         ("{name: dcnv2, cross: ful}", "model.cross: 'ful' is not known. Did you mean 'full'?"),
         ("{}", "model.name: required key is absent"),
         ("{name: dlrm, dim: 6}", "model.dim"),
         ("{name: sasrec, heads: 3}", "dim 64 is not a multiple of heads 3"),
-        ("{name: din, attention: [{sequence: a, targt: b}]}", "Did you mean 'target'?"),
+        ("{name: din, attention: [{sequence: a, targett: b}]}", "Did you mean 'target'?"),
     ],
 )
 def test_a_run_file_with_a_wrong_model_names_the_nearest(tmp_path: Path, model: str, message: str) -> None:

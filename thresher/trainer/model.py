@@ -67,4 +67,4 @@ class ModelConfig(Settings, ABC):
 
     @abstractmethod
     def build(self, schema: Schema, device: torch.device) -> Model:
-        """The model for data of ``schema``; tables on the meta device when ``device`` is meta."""
+        """The model for data of ``schema``; when ``device`` is meta, tables are there and the dense part on the CPU."""

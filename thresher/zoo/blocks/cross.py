@@ -14,7 +14,8 @@ class CrossLayer(nn.Module):
 
     def forward(self, first: Tensor, values: Tensor) -> Tensor:
         """[B, D] from the network's input x0 [B, D] and the layer's input x [B, D]."""
-        return torch.addcmul(values, first, self.linear(values).to(values.dtype))
+        crossed: Tensor = values + first * self.linear(values)
+        return crossed
 
 
 class LowRankCrossLayer(nn.Module):
@@ -27,7 +28,8 @@ class LowRankCrossLayer(nn.Module):
 
     def forward(self, first: Tensor, values: Tensor) -> Tensor:
         """[B, D] from x0 [B, D] and x [B, D]."""
-        return torch.addcmul(values, first, self.up(self.down(values)).to(values.dtype))
+        crossed: Tensor = values + first * self.up(self.down(values))
+        return crossed
 
 
 class MixtureCrossLayer(nn.Module):
@@ -54,7 +56,7 @@ class MixtureCrossLayer(nn.Module):
         inner = torch.bmm(low.view(-1, experts, rank).transpose(0, 1), self.core.transpose(1, 2))
         mixed = torch.tanh(inner).transpose(0, 1) * gates.unsqueeze(2)
         up = self.up.transpose(0, 1).reshape(width, experts * rank)
-        return torch.addcmul(values, first, F.linear(mixed.flatten(1), up, self.bias).to(values.dtype))
+        return values + first * F.linear(mixed.flatten(1), up, self.bias)
 
 
 class CrossNet(nn.Module):

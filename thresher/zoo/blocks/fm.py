@@ -85,8 +85,14 @@ class FactorizationMachine(nn.Module):
         second = pairs.sum(1, keepdim=True) if self.pair_weights is None else pairs @ self.pair_weights
         return self.bias + first + second, vectors
 
-    def scaled_vectors(self, floats: Tensor) -> Tensor:
-        """[B, n * d]: x_i v_i of the float features; [B, 0] where there are none."""
-        if self.float_vectors is None:
-            return floats.new_zeros(floats.shape[0], 0)
-        return (floats.unsqueeze(2) * self.float_vectors).flatten(1)
+    def linear(self, layer: nn.Linear, vectors: Tensor, floats: Tensor) -> Tensor:
+        """``layer`` applied to all fields' x_i v_i, ids first: [B, units] from the ids' vectors [B, F, d].
+
+        W_i (x_i v_i) = x_i (W_i v_i), so a float field costs one column of the product instead of d.
+        """
+        values, weight = vectors.flatten(1), layer.weight
+        if self.float_vectors is not None:
+            ids, rest = weight[:, : values.shape[1]], weight[:, values.shape[1] :]
+            columns = torch.einsum("und,nd->un", rest.reshape(len(rest), *self.float_vectors.shape), self.float_vectors)
+            values, weight = torch.cat([values, floats], dim=1), torch.cat([ids, columns.to(ids.dtype)], dim=1)
+        return nn.functional.linear(values, weight, layer.bias)

@@ -77,6 +77,8 @@ class Head(nn.Linear):
 class Mlp(nn.Module):
     """Hidden layers of ``config``, then a linear layer of ``output`` units without activation; 0 for none.
 
+    At least one of the two.
+
     Attributes:
         width: of the output.
     """
@@ -98,6 +100,17 @@ class Mlp(nn.Module):
 
     def forward(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
         """[N, width] from [N, inputs]; rows outside ``counted`` [N] bool do not enter normalisation."""
-        for layer in self.layers:
+        return self.after_first(self.layers[0](values), counted)
+
+    @property
+    def first(self) -> nn.Linear:
+        """The first linear layer."""
+        layer = self.layers[0]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def after_first(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
+        """The rest, from the first linear layer's output: for models that compute that layer another way."""
+        for layer in self.layers[1:]:
             values = layer(values, counted) if isinstance(layer, BatchNorm | Dice) else layer(values)
         return values

@@ -53,8 +53,6 @@ class DeepFm(LogitRanker):
         """[B, labels]."""
         floats = self.floats(batch)
         shallow, vectors = self.machine(self.tables(batch), floats)
-        deep = vectors.flatten(1)
-        if self.floats.width:
-            deep = torch.cat([deep, self.machine.scaled_vectors(floats)], dim=1)
-        logits: Tensor = shallow + self.mlp(deep, batch.weight > 0)
+        hidden = self.machine.linear(self.mlp.first, vectors, floats)
+        logits: Tensor = shallow + self.mlp.after_first(hidden, batch.weight > 0)
         return logits
