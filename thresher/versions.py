@@ -44,12 +44,11 @@ def check_installed(lookup: Callable[[str], str] = installed) -> None:
         VersionError: one differs or is absent; the message names the three versions that fit together.
     """
     found = {name: lookup(name) for name in TRIO}
-    wrong = [name for name in TRIO if found[name] != PINS[name]]
-    if lookup("fbgemm-gpu-cpu") not in ("", PINS["fbgemm-gpu"]):
-        wrong.append("fbgemm-gpu-cpu")
-    if not wrong:
+    cpu_build = lookup("fbgemm-gpu-cpu")
+    if all(found[name] == PINS[name] for name in TRIO) and cpu_build in ("", PINS["fbgemm-gpu"]):
         return
     has = ", ".join(f"{name} {found[name] or 'absent'}" for name in TRIO)
+    has += f" (its CPU build fbgemm-gpu-cpu {cpu_build})" if cpu_build else ""
     fit = ", ".join(f"{name} {PINS[name]}" for name in TRIO)
     raise VersionError(
         f"these libraries do not fit together: {has}",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from thresher.errors import VersionError
 from thresher.pins import PINS
@@ -47,14 +47,10 @@ def diagnose() -> int:
     colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for check in all_checks():
         checks.append(check)
-        row = Table.grid(padding=(0, 2))
-        for width in (4, 10):
-            row.add_column(min_width=width)
-        row.add_column(overflow="fold")
-        row.add_row(check.state, check.name, check.found, style=colours[check.state])
+        line = Text(f"{check.state:<5} {check.name:<10} {check.found}", style=colours[check.state])
+        console.print(line, soft_wrap=True)
         if check.fix:
-            row.add_row("", "", check.fix)
-        console.print(row)
+            console.print(Text(f"{'':<16} {check.fix}"), soft_wrap=True)
     failed = [check.name for check in checks if check.state == "fail"]
     console.print(f"Does not work: {', '.join(failed)}" if failed else "Thresher works here")
     return 1 if failed else 0
