@@ -278,8 +278,8 @@ def test_distinct_ids_beyond_the_exact_range() -> None:
 
 
 def test_unknown_recipe_and_option() -> None:
-    with pytest.raises(ConfigError, match=r"options: no recipe 'syntetic'. Did you mean 'synthetic'\?"):
-        build_recipe("syntetic", {})
+    with pytest.raises(ConfigError, match=r"options: no recipe 'synthetics'. Did you mean 'synthetic'\?"):
+        build_recipe("synthetics", {})
     with pytest.raises(ConfigError, match=r"x.yaml of recipe 'synthetic': row: unknown key. Did you mean 'rows'\?"):
         build_recipe("synthetic", {"row": 1}, "x.yaml")
     with pytest.raises(ConfigError, match="rows: must be at least 10, got 0"):

@@ -74,9 +74,9 @@ def test_lookups() -> None:
     assert schema.table("item").min_count == 2
     assert schema.feature("seen").kind == "sequence"
     with pytest.raises(
-        SchemaError, match=r"schema 'shop': no table 'itme'. Did you mean 'item'\? Allowed: item, kind, user"
+        SchemaError, match=r"schema 'shop': no table 'items'. Did you mean 'item'\? Allowed: item, kind, user"
     ):
-        schema.table("itme")
+        schema.table("items")
     with pytest.raises(SchemaError, match=r"schema 'shop': no feature 'pric'. Did you mean 'price'\?"):
         schema.feature("pric")
 

@@ -107,3 +107,11 @@ def test_foreign_file(tmp_path: Path, columns: dict[str, object], message: str) 
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     with pytest.raises(DataError, match=message):
         Vocabulary.load(tmp_path / "t.parquet")
+
+
+@given(st.lists(st.none() | st.integers(0, 300), max_size=40))
+def test_few_and_many_distinct_values_are_looked_up_alike(values: list[int | None]) -> None:
+    """Columns of many distinct values take another way than those of few."""
+    made = build(pa.array(range(200)))
+    rows = {None: 0} | {value: made.values.index(str(value)) + 2 for value in range(200)}
+    assert made.encode(pa.array(values, pa.int64())).tolist() == [rows.get(value, 1) for value in values]

@@ -199,11 +199,12 @@ def _lists(table: pa.Table, name: str, feature: str, newest: int = 0) -> _Lists:
     kind = raw.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise SchemaError(f"column '{name}' holds {kind}", where=f"feature '{feature}'", fix="give a list a row")
-    if newest:
-        cut = pl.Series(pl.from_arrow(raw)).list.tail(newest).to_arrow()
-        raw = cut if len(raw) else raw
     lengths = pc.fill_null(pc.list_value_length(raw), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    return _Lists(lengths, pc.list_flatten(raw))
+    values = pc.list_flatten(raw)
+    if not newest or not (lengths > newest).any():
+        return _Lists(lengths, values)
+    age = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(values))  # 1 for the newest of its list
+    return _Lists(np.minimum(lengths, newest), values.filter(pa.array(age <= newest)))
 
 
 def _same_lengths(first: _Lists, second: _Lists, name: str, other: str, faults: _Faults) -> None:

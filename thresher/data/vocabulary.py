@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -31,6 +32,9 @@ class Vocabulary:
 
     def __init__(self, values: list[str], counts: list[int]) -> None:
         self.values, self.counts = values, counts
+        self._array = pa.array(values, pa.large_string())
+        # index_in hashes the vocabulary anew each time, in C++: worth it for columns of about as many values
+        self._array_pays = len(values) / 8
         self._rows = {value: row for row, value in enumerate(values, _RESERVED)}
 
     @property
@@ -41,6 +45,10 @@ class Vocabulary:
     def encode(self, column: pa.Array) -> NDArray[np.int64]:
         """[n] strings or integers to [n] rows: 0 for null and empty, 1 for unseen values."""
         codes, distinct = texts_coded(column)
+        if len(distinct) > self._array_pays:
+            place = pc.index_in(pa.array(distinct, pa.large_string()), value_set=self._array)
+            rows = pc.fill_null(pc.add(place.cast(pa.int64()), _RESERVED), UNSEEN_ROW).to_numpy()
+            return np.where([text is None for text in distinct], MISSING_ROW, rows)[codes]
         found = (MISSING_ROW if text is None else self._rows.get(text, UNSEEN_ROW) for text in distinct)
         return np.fromiter(found, np.int64, len(distinct))[codes]
 

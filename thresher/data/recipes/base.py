@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -121,6 +121,9 @@ def divide(chunk: Chunk, which: NDArray[np.uint8]) -> Iterator[Chunk]:
     bad = chunk.bad
     for position, split in enumerate(SPLITS):
         chosen = np.flatnonzero(which == position)
+        if len(chosen) == len(which) > 0:
+            yield replace(chunk, split=split)
+            return
         if len(chosen) or (bad and position == len(SPLITS) - 1):
             yield Chunk(split, chunk.table.take(pa.array(chosen)), chunk.file, chunk.rows[chosen], bad)
             bad = ()

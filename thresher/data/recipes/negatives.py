@@ -28,8 +28,8 @@ class Negatives:
     def __init__(self, log: Log, alpha: float, seed: int) -> None:
         self._log, self._alpha, self._seed = log, alpha, seed
         self._products = len(log.names["product"])
-        self._bought = np.unique(self._key(log.basket, log.product))
-        weeks = np.unique(log.week)
+        self._bought = np.sort(self._key(log.basket, log.product))
+        weeks = np.arange(log.week[0], log.week[-1] + 1)
         self._start = dict(zip(weeks.tolist(), np.searchsorted(log.week, weeks).tolist(), strict=True))
         self._first = np.full(self._products, len(log.week), np.int64)
         np.minimum.at(self._first, log.product, np.arange(len(log.product)))
