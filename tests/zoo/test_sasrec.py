@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.zoo.data import CPU, batch_of, doubled, gradients, rows_of, shop, slow_twin, table, with_ids, worst
 from thresher.zoo.blocks.negatives import sample_negatives
+from thresher.zoo.blocks.ragged import Grid
 from thresher.zoo.blocks.transformer import Block
 from thresher.zoo.sasrec.model import SasRecConfig
 
@@ -86,12 +87,24 @@ def test_states_and_loss_equal_their_definition(loss: str, places: str) -> None:
 def test_a_later_item_leaves_earlier_states_bit_equal() -> None:
     torch.manual_seed(0)
     block = Block(8, 2, 0.0)
-    values = torch.randn(3, 40, 8)
+    grid = Grid(torch.cat([torch.arange(40), torch.arange(40, 80)]), 2, 40)
+    values = torch.randn(80, 8)
     changed = values.clone()
-    changed[:, 25:] = torch.randn(3, 15, 8)
-    before, after = block(values), block(changed)
-    assert torch.equal(before[:, :25], after[:, :25])
-    assert not torch.equal(before[:, 25:], after[:, 25:])
+    changed[65:] = torch.randn(15, 8)
+    before, after = block(values, grid), block(changed, grid)
+    assert torch.equal(before[:65], after[:65])
+    assert not (before[65:] == after[65:]).any()
+
+
+def test_padding_has_no_influence_and_no_gradient() -> None:
+    torch.manual_seed(0)
+    block = Block(8, 2, 0.0)
+    values = torch.randn(5, 8, requires_grad=True)
+    tight = block(values, Grid(torch.tensor([0, 1, 2, 3, 4]), 1, 5))
+    wide = block(values, Grid(torch.tensor([20, 21, 22, 23, 24]), 3, 20))
+    assert torch.allclose(tight, wide, atol=1e-6)
+    slopes = [torch.autograd.grad(states.square().sum(), values)[0] for states in (tight, wide)]
+    assert torch.allclose(slopes[0], slopes[1], atol=1e-4)
 
 
 def test_long_histories_are_cut_to_the_newest_and_neighbours_do_not_matter() -> None:

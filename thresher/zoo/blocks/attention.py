@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from thresher.zoo.blocks.mlp import Mlp, MlpConfig
-from thresher.zoo.blocks.ragged import from_padded, owners, places, segment_sum
+from thresher.zoo.blocks.ragged import owners, places, segment_sum
 
 
 def segment_softmax(scores: Tensor, owner: Tensor, offsets: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def segment_softmax(scores: Tensor, owner: Tensor, offsets: Tensor) -> Tensor:
     # A finite floor: in a sample without rows minus infinity would make NaN, which nothing reads but debuggers find.
     floor = torch.finfo(scores.dtype).min
     padded = scores.new_full((samples * longest, 1), floor).index_copy(0, slots, scores)
-    return from_padded(padded.view(samples, longest, 1).softmax(dim=1), slots)
+    return padded.view(samples, longest).softmax(dim=1).flatten()[slots].unsqueeze(1)
 
 
 class TargetAttention(nn.Module):

@@ -44,7 +44,7 @@ class Dice(nn.Module):
     def forward(self, values: Tensor, counted: Tensor | None = None) -> Tensor:
         """[N, D] from [N, D]; rows outside ``counted`` [N] bool do not enter the statistics."""
         p: Tensor = self.norm(values, counted).sigmoid()
-        return values * (p + (1 - p) * self.alpha)
+        return values * torch.addcmul(self.alpha, p, 1 - self.alpha)
 
 
 def _simple(function: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:

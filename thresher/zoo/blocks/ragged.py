@@ -4,6 +4,8 @@ sample ->   0        1     2
 values   [a b c]   [ ]   [d]      lengths 3 0 1    offsets 0 3 3 4    owner 0 0 0 2
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -40,18 +42,32 @@ def first_or_zero(values: Tensor, offsets: Tensor) -> Tensor:
     return values.new_zeros(present.numel(), values.shape[1]).index_copy(0, present.nonzero().squeeze(1), chosen)
 
 
-def to_padded(values: Tensor, slots: Tensor, samples: int, length: int) -> Tensor:
-    """[samples, length, D] with row i of values [N, D] in slot ``slots[i]`` = sample * length + place, zeros elsewhere.
+@dataclass(frozen=True)
+class Grid:
+    """The padded form of ragged rows: row i stands in slot ``slots[i]`` = sample * length + place.
+
+    Attributes:
+        slots: [N] int64.
+        length: of the longest sample, at least 1.
+    """
+
+    slots: Tensor
+    samples: int
+    length: int
+
+
+def to_padded(values: Tensor, grid: Grid) -> Tensor:
+    """[samples, length, D] from values [N, D], zeros in slots without a row.
 
     FBGEMM's ``jagged_to_padded_dense`` does the same but knows no float64 on CPUs.
     """
-    flat = values.new_zeros(samples * length, values.shape[1]).index_copy(0, slots, values)
-    return flat.view(samples, length, values.shape[1])
+    flat = values.new_zeros(grid.samples * grid.length, values.shape[1]).index_copy(0, grid.slots, values)
+    return flat.view(grid.samples, grid.length, values.shape[1])
 
 
-def from_padded(padded: Tensor, slots: Tensor) -> Tensor:
+def from_padded(padded: Tensor, grid: Grid) -> Tensor:
     """The inverse of :func:`to_padded`: [N, D]."""
-    return padded.flatten(0, 1).index_select(0, slots)
+    return padded.flatten(0, 1).index_select(0, grid.slots)
 
 
 def newest(values: Tensor, lengths: Tensor, offsets: Tensor, limit: int) -> tuple[Tensor, Tensor]:

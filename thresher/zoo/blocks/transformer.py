@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thresher.zoo.blocks.ragged import Grid, from_padded, to_padded
+
 
 class CausalSelfAttention(nn.Module):
     """Scaled dot-product attention of each place over itself and the places before it, in ``heads`` heads."""
@@ -12,17 +14,21 @@ class CausalSelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.projections = nn.Linear(width, 3 * width, bias=False)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """[B, L, D] from [B, L, D]."""
-        parts = self.projections(values).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+    def forward(self, values: Tensor, grid: Grid) -> Tensor:
+        """[N, D] from ragged rows [N, D]."""
+        padded = to_padded(self.projections(values), grid)
+        query, key, value = padded.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # type: ignore[no-untyped-call]
         dropout = self.dropout if self.training else 0.0
         # Samples are aligned left, so causality alone keeps padding, which comes after, away from real places.
-        mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], dropout_p=dropout, is_causal=True)
-        return mixed.transpose(1, 2).flatten(2)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+        return from_padded(mixed.transpose(1, 2).flatten(2), grid)
 
 
 class Block(nn.Module):
-    """One layer: x + Dropout(f(LayerNorm(x))) for attention, then for a two-layer point-wise network (III-C)."""
+    """One layer: x + Dropout(f(LayerNorm(x))) for attention, then for a two-layer point-wise network (III-C).
+
+    Only attention sees padding; everything else runs on real places.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -31,9 +37,9 @@ class Block(nn.Module):
         self.network = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         self.drop = nn.Dropout(dropout)
 
-    def forward(self, values: Tensor) -> Tensor:
-        """[B, L, D] from [B, L, D]."""
-        values = values + self.drop(self.attention(self.norms[0](values)))
+    def forward(self, values: Tensor, grid: Grid) -> Tensor:
+        """[N, D] from ragged rows [N, D]."""
+        values = values + self.drop(self.attention(self.norms[0](values), grid))
         output: Tensor = values + self.drop(self.network(self.norms[1](values)))
         return output
 

@@ -9,7 +9,7 @@ from torchrec import JaggedTensor
 from thresher.data.schema import Schema, SequenceFeature, Table
 from thresher.errors import ConfigError, SchemaError, nearest
 from thresher.zoo.blocks.inputs import one_id_features
-from thresher.zoo.blocks.ragged import newest, owners, places, segment_sum
+from thresher.zoo.blocks.ragged import Grid, newest, owners, places, segment_sum
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ class History:
     place: Tensor
 
     @property
-    def longest(self) -> int:
-        """The largest length, 0 without samples."""
-        return int(self.lengths.max()) if self.lengths.numel() else 0
+    def grid(self) -> Grid:
+        """The padded form of rows that belong to the items."""
+        longest = max(int(self.lengths.max()), 1)
+        return Grid(self.owner * longest + self.place, self.lengths.numel(), longest)
 
     def shifted(self, values: Tensor, last: Tensor) -> Tensor:
         """[N, ...]: for each place the value of the next one, and after the newest its sample's ``last`` [B, ...]."""

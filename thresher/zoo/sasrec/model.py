@@ -13,7 +13,6 @@ from thresher.data.schema import Schema
 from thresher.trainer.model import ModelConfig, Retriever
 from thresher.zoo.blocks.losses import full_precision
 from thresher.zoo.blocks.negatives import sample_negatives
-from thresher.zoo.blocks.ragged import from_padded, to_padded
 from thresher.zoo.blocks.tables import build_sequence_tables, dense_device
 from thresher.zoo.blocks.transformer import AgePositions, Block
 from thresher.zoo.sasrec.columns import (
@@ -151,12 +150,11 @@ class SasRec(Retriever):
     def encode(self, rows: Tensor, history: History) -> Tensor:
         """[N, dim] states of the places of all histories, from their items' embeddings [N, dim]."""
         values = rows * self.config.dim**0.5 + self.positions(history.lengths, history.owner, history.place)
-        longest = max(history.longest, 1)
-        slots = history.owner * longest + history.place
-        values = to_padded(self.drop(values), slots, history.lengths.numel(), longest)
+        values, grid = self.drop(values), history.grid
         for block in self.blocks:
-            values = block(values)
-        return from_padded(self.norm(values), slots)
+            values = block(values, grid)
+        states: Tensor = self.norm(values)
+        return states
 
     def _lookup(self, history: History, target: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings of the history [N, dim], the targets and the negatives, in one pass through the collection.
