@@ -32,6 +32,7 @@ CHECKS = [
     "pytest-timeout",
     "ruff",
     "scikit-learn",
+    "setuptools>=77",
     "types-PyYAML",
 ]
 

@@ -13,7 +13,7 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from tests.multi.harness import run_ranks
 from thresher.data.prepare import prepare
 from thresher.data.recipes.synthetic import Synthetic
-from thresher.errors import CheckpointError, ConfigError
+from thresher.errors import CheckpointError, ConfigError, DataError
 from thresher.trainer.assemble import assemble
 from thresher.trainer.callbacks.base import EndRecord
 from thresher.trainer.config import apply_override
@@ -204,6 +204,12 @@ def test_a_diverging_run_stops_and_says_so(root):
         run_ranks(1, run, Job(root, changes), timeout_s=DEADLINE_S)
     assert "optim.dense.lr" in caught.value.fix
     assert records(root, "end")[-1]["status"] == "failed"
+
+
+def test_a_missing_split_is_told_before_the_first_step(root):
+    with pytest.raises(DataError, match=r"no split 'dev'.*test, train, valid"):
+        run_ranks(1, run, Job(root, {"data.valid": "dev"}), timeout_s=DEADLINE_S)
+    assert not (root / "run" / "metrics.jsonl").exists()
 
 
 def test_other_rows_are_not_taken_for_the_ones_the_run_began_with(root):

@@ -76,8 +76,10 @@ class RunFolder:
         return self.root / "quarantine" / f"rank-{rank}"
 
     def write_config(self, config: RunConfig[Any]) -> None:
-        """Saves the configuration with all defaults."""
-        self.config.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        """Saves the configuration with all defaults; a kill leaves the old file or the new one."""
+        partial = self.config.with_suffix(".partial")
+        partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        partial.replace(self.config)
 
     def require_same(self, config: RunConfig[Any]) -> None:
         """Refuses to continue a run whose steps would not be those of ``config``.

@@ -39,7 +39,8 @@ def train(config: RunConfig[Any], world: World) -> EndRecord:
     folder.create()
     folder.require_same(config)
     dataset = Dataset.open(config.data.path)
-    steps = total_steps(config, dataset.split(config.data.train).rows)
+    rows = {name: dataset.split(name).rows for name in (config.data.train, config.data.valid, config.data.test) if name}
+    steps = total_steps(config, rows[config.data.train])
     parts = assemble(config, world, dataset)
     state = restore(parts)
     if world.is_first:
