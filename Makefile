@@ -35,7 +35,7 @@ test-all: setup lint types layers
 lint:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell thresher benchmarks tests docs examples README.md
+	$(BIN)/codespell thresher benchmarks docs examples README.md
 
 types:
 	$(BIN)/mypy
