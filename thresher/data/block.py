@@ -4,7 +4,7 @@ Scalar columns stand row by row, so that gathering a row at random touches a few
 one for every column: for 26 ids and 13 floats a third of the time. A batch turns ids into columns while it is in cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,18 +97,28 @@ class Block:
         )
 
 
-def concat(blocks: Sequence[Block]) -> Block:
-    """The rows of all blocks, one block after the other; at least one block."""
-    if len(blocks) == 1:
-        return blocks[0]
-    return Block(
-        np.concatenate([block.numbers for block in blocks]),
-        np.concatenate([block.void for block in blocks]),
-        np.concatenate([block.ids for block in blocks]),
-        np.concatenate([block.floats for block in blocks]),
-        np.concatenate([block.ints for block in blocks]),
-        {name: _joined([block.lists[name] for block in blocks]) for name in blocks[0].lists},
-    )
+def concat(blocks: Iterable[Block], rows: int) -> Block:
+    """The rows of all blocks, one block after the other; each is copied as it comes and not kept.
+
+    Args:
+        blocks: at least one.
+        rows: how many rows they have together.
+    """
+    whole: tuple[Array, ...] = ()
+    lists: dict[str, list[Lists]] = {}
+    at = 0
+    for block in blocks:
+        if block.rows == rows:
+            return block
+        parts = (block.numbers, block.void, block.ids, block.floats, block.ints)
+        whole = whole or tuple(np.empty((rows, *part.shape[1:]), part.dtype) for part in parts)
+        for target, part in zip(whole, parts, strict=True):
+            target[at : at + block.rows] = part
+        for name, column in block.lists.items():
+            lists.setdefault(name, []).append(column)
+        at += block.rows
+    numbers, void, ids, floats, ints = whole
+    return Block(numbers, void, ids, floats, ints, {name: _joined(parts) for name, parts in lists.items()})
 
 
 def _joined(parts: Sequence[Lists]) -> Lists:

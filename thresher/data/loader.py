@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,13 +116,14 @@ class Loader:
             BadBatch: values are bad beyond what is allowed.
         """
         kept, self._kept = self._kept, {}
-        blocks = []
+        return concat(self._slices(ranges, kept), sum(last - first for _, first, last in ranges))
+
+    def _slices(self, ranges: Sequence[tuple[int, int, int]], kept: dict[int, Block]) -> Iterator[Block]:
         for group, first, last in ranges:
-            block = kept.get(group) or self._kept.get(group) or self._decode(group)
+            block = kept.pop(group, None) or self._kept.get(group) or self._decode(group)
             if last < block.rows:
                 self._kept[group] = block
-            blocks.append(block.slice(first, last) if last - first < block.rows else block)
-        return concat(blocks)
+            yield block.slice(first, last)
 
     def _decode(self, group: int) -> Block:
         place = self._places[group]

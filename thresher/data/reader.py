@@ -53,7 +53,7 @@ class Reader:
         split: str,
         *,
         batch_size: int,
-        window_rows: int,
+        window_rows: int = 1 << 19,
         rank: int = 0,
         world: int = 1,
         seed: int = 0,
@@ -157,7 +157,7 @@ def _batches(windows: Iterator[Rows], size: int, collator: Collator) -> Iterator
             at, missing = at + part.rows, missing - part.rows
             if missing == 0:
                 epochs = np.concatenate([np.full(part.rows, epoch) for part, epoch in parts])
-                yield collator.batch(concat([part for part, _ in parts]), epochs)
+                yield collator.batch(concat([part for part, _ in parts], size), epochs)
                 parts, missing = [], size
 
 
