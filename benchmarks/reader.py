@@ -5,9 +5,9 @@
 The data are Criteo-like: 26 id columns with the Kaggle set's numbers of values, ids spread log-uniformly, 13 floats and
 a label. An epoch of each in turn, in one thread, by the CPU time of that thread. Two rows use more: ours with threads
 ahead of the consumer (all threads count), and FuxiCTR's Parquet loader, which stands on Ray Data and runs in a process
-of its own (that process and the ones Ray starts for it count, two CPUs for Ray, which stalls with one). Opening the files is part of ours
-and of the pyarrow loop; what FuxiCTR does before the first epoch (reading an npz file into memory, counting rows) is
-not part of its time.
+of its own (that process and those Ray starts for it count; Ray has two CPUs, since its pipeline stalls with one).
+Opening the files is part of ours and of the pyarrow loop; what FuxiCTR does before the first epoch (reading an npz file
+into memory, counting rows) is not part of its time.
 """
 
 import logging
