@@ -40,18 +40,18 @@ class TableInfo:
 
 
 def find_tables(model: nn.Module) -> tuple[TableInfo, ...]:
-    """The tables of an unsharded model, in the order of its modules."""
+    """The tables of an unsharded model, in the order of its modules; a collection with two names counts twice."""
     return tuple(info for info, _ in _walk(model))
 
 
 def table_weights(model: nn.Module) -> Iterator[tuple[TableInfo, Tensor]]:
     """Each table of an unsharded model with its [rows, dim] weights."""
     for info, collection in _walk(model):
-        yield info, collection[info.table].weight.data
+        yield info, collection[info.table].get_parameter("weight").data
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[TableInfo, nn.ModuleDict]]:
-    for path, module in model.named_modules():
+    for path, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, EmbeddingBagCollection):
             configs, weights, pooled = module.embedding_bag_configs(), module.embedding_bags, True
         elif isinstance(module, EmbeddingCollection):

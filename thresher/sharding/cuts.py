@@ -38,6 +38,8 @@ def refusals(table: TableInfo, world: int, local_world: int) -> Mapping[str, str
 def _refusal(table: TableInfo, kind: str, world: int, local_world: int) -> str:
     if not table.pooled and kind not in SEQUENCE_TYPES:
         return _sequence_refusal(kind)
+    if kind != "data_parallel" and table.dim % COLUMN_STEP:
+        return f"its {table.dim} columns are no multiple of {COLUMN_STEP}, as FBGEMM's fused kernels need them"
     row_parts = {"row_wise": world, "table_row_wise": local_world, "grid_shard": local_world}.get(kind, 1)
     if not all(rows for rows in row_cuts(table.rows, row_parts)):
         return f"its {table.rows} rows leave some of {row_parts} ranks without a row"

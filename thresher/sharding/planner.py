@@ -14,7 +14,7 @@ from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.tables import TableInfo, find_tables
 from thresher.errors import PlanError, nearest
 from thresher.sharding.check import check_complete, check_memory, check_plan
-from thresher.sharding.cuts import BAG_TYPES, column_parts, column_width, refusals
+from thresher.sharding.cuts import BAG_TYPES, COLUMN_STEP, column_parts, column_width, refusals
 from thresher.sharding.plan import Plan
 from thresher.sharding.sharders import sharders
 from thresher.sharding.topology import make_topology, table_memory
@@ -114,11 +114,17 @@ def _allowed(
             raise PlanError(
                 f"table '{info.path}' cannot be {kind} on {world} ranks ({local_world} per machine): {refused[kind]}",
                 where=_place(info.table, tables),
-                fix=f"choose one of {', '.join(possible)}, or auto",
+                fix=_choices(possible),
             )
         choice = _auto(info, possible, world, local_world) if kind == "auto" else [kind]
         allowed[info.table] = [k for k in allowed.get(info.table, choice) if k in choice] or ["table_wise"]
     return allowed
+
+
+def _choices(possible: Sequence[str]) -> str:
+    if not possible:
+        return f"make its dim a multiple of {COLUMN_STEP}"
+    return f"choose one of {', '.join(possible)}, or auto"
 
 
 def _place(name: str, tables: Mapping[str, str]) -> str:
@@ -130,7 +136,15 @@ def _auto(info: TableInfo, possible: Sequence[str], world: int, local_world: int
         return ["data_parallel"]
     machines = world // local_world
     useful = [kind for kind in AUTO_TYPES if kind != "table_row_wise" or 1 < machines < world]
-    return [kind for kind in useful if kind in possible]
+    chosen = [kind for kind in useful if kind in possible]
+    if not chosen:
+        raise PlanError(
+            f"table '{info.path}' ({info.rows} x {info.dim}) cannot be cut, because its columns are no multiple of "
+            f"{COLUMN_STEP}, and is too large to be replicated unasked",
+            where="sharding",
+            fix=f"make its dim a multiple of {COLUMN_STEP}" + (", or set it to data_parallel" if info.pooled else ""),
+        )
+    return chosen
 
 
 def _constraints(

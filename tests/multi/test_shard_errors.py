@@ -1,0 +1,85 @@
+"""What ``shard`` refuses, and models of unusual make: no tables, no dense part, dense layers on the meta device."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.multi.harness import run_ranks
+from tests.sharding.models import bags, model
+from thresher.embeddings.optimizers import TableOptimizer
+from thresher.errors import PlanError
+from thresher.sharding.model import ShardedModel, shard
+from thresher.sharding.plan import Plan
+from thresher.sharding.planner import make_plan
+
+CPU = torch.device("cpu")
+OPTIMIZER = TableOptimizer()
+
+
+def _plan(net: nn.Module, world: int, local_world: int) -> Plan:
+    return make_plan(net, world=world, local_world=local_world, device="cpu", optimizer=OPTIMIZER, memory_bytes=1 << 30)
+
+
+def _shard(net: nn.Module, plan: Plan) -> ShardedModel:
+    return shard(net, plan, device=CPU, optimizer=OPTIMIZER, seed=0)
+
+
+def for_another_world(rank: int, world: int) -> None:
+    _shard(model(bags=bags(a=(50, 8))), _plan(model(bags=bags(a=(50, 8))), 2, 2))
+
+
+def told_of_other_machines(rank: int, world: int) -> None:
+    net = model(bags=bags(a=(50, 8)))
+    _shard(net, _plan(net, 2, 2))
+
+
+def dense_on_meta(rank: int, world: int) -> None:
+    net = model(bags=bags(a=(50, 8)), top=nn.Linear(2, 1, device="meta"))
+    _shard(net, _plan(net, 1, 1))
+
+
+def unusual(rank: int, world: int) -> list[list[str]]:
+    """Dense parameters of models without tables, without a dense part, and with a frozen one."""
+    frozen = nn.Linear(2, 1).requires_grad_(False)
+    nets = [model(top=nn.Linear(2, 1)), model(bags=bags(a=(50, 8))), model(bags=bags(a=(50, 8)), top=frozen)]
+    return [sorted(_shard(net, _plan(net, world, world)).dense_parameters()) for net in nets]
+
+
+def dense_weights(rank: int, world: int) -> tuple[float, float]:
+    """A parameter and a buffer of the dense part, drawn from another seed on each rank."""
+    torch.manual_seed(rank)
+    net = model(bags=bags(a=(50, 8)), top=nn.Linear(2, 1))
+    net["top"].register_buffer("offset", torch.rand(1))
+    sharded = _shard(net, _plan(net, world, world))
+    top = sharded.wrapped.module["top"]
+    return float(top.weight[0, 0].detach()), float(top.offset)
+
+
+def test_without_a_process_group_it_says_what_to_do() -> None:
+    net = model(bags=bags(a=(50, 8)))
+    with pytest.raises(PlanError, match=r"Call torch\.distributed\.init_process_group, also for one rank"):
+        _shard(net, _plan(net, 1, 1))
+
+
+def test_a_plan_for_other_ranks_is_refused() -> None:
+    with pytest.raises(PlanError, match="plan is for 2 ranks \\(2 per machine\\), there are 1 \\(1\\)"):
+        run_ranks(1, for_another_world, timeout_s=60)
+
+
+def test_a_plan_for_other_machines_than_torchrec_is_told_of_is_refused() -> None:
+    with pytest.raises(PlanError, match="plan is for 2 ranks \\(2 per machine\\), there are 2 \\(1\\)"):
+        run_ranks(2, told_of_other_machines, timeout_s=60, local_world=1)
+
+
+def test_dense_layers_that_nothing_would_initialise_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"'top\.weight' is on the meta device"):
+        run_ranks(1, dense_on_meta, timeout_s=60)
+
+
+def test_models_without_tables_or_without_a_dense_part_work() -> None:
+    assert run_ranks(2, unusual, timeout_s=60) == [[["top.bias", "top.weight"], [], ["top.bias", "top.weight"]]] * 2
+
+
+def test_all_ranks_start_from_the_dense_weights_of_rank_0() -> None:
+    first, second = run_ranks(2, dense_weights, timeout_s=60)
+    assert first == second
