@@ -91,7 +91,10 @@ def _one_life(rng: random.Random, folder: Path, scratch: Path, newest: int, rank
     os.close(writer)
     with os.fdopen(reader, "rb") as stream:
         stream.read(1)
-        time.sleep(rng.uniform(0, 0.06))
+        start, saves = time.monotonic(), rng.randrange(4)
+        told = len(stream.read(saves))
+        one_save_s = (time.monotonic() - start) / saves if saves else 0.02
+        time.sleep(rng.uniform(0, one_save_s))
         first = rng.randrange(ranks)
         os.kill(children[first], signal.SIGKILL)
         time.sleep(rng.choice([0, 0.01]))
@@ -99,8 +102,8 @@ def _one_life(rng: random.Random, folder: Path, scratch: Path, newest: int, rank
             os.kill(child, signal.SIGKILL)
         for child in children:
             ended(child)
-        told = stream.read()
-    return newest + max(0, len(told) - 1)
+        told += len(stream.read())
+    return newest + max(0, told - 1)
 
 
 def _save_forever(rank: int, world: int, folder: Path, rendezvous: Path, newest: int, keep: int, told: int) -> None:

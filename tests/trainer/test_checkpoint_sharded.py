@@ -296,3 +296,27 @@ def limited(rank: int, world: int, folder: str, broken: int) -> str:
     store.save(3, run.state(), {})
     assert store.latest() == Path(folder, "step-00000003")
     return message
+
+
+def test_a_bug_on_one_rank_stops_the_others_too(tmp_path):
+    first, second = run_ranks(2, with_a_bug, str(tmp_path), timeout_s=60)
+    assert first == f"CheckpointError: {tmp_path}: KeyError: 'lost'. See the log"
+    assert second == "'lost'"
+    assert list(tmp_path.iterdir()) == []
+
+
+class Broken:
+    """A part of the state whose ``state_dict`` fails."""
+
+    def state_dict(self) -> dict[str, Any]:
+        raise KeyError("lost")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        raise AssertionError("nothing was saved")
+
+
+def with_a_bug(rank: int, world: int, folder: str) -> str:
+    state: dict[str, Any] = {"model": Broken() if rank == 1 else {"weight": torch.zeros(2)}}
+    with pytest.raises((CheckpointError, KeyError)) as caught:
+        CheckpointStore(Path(folder), 1).save(1, state, {})
+    return str(caught.value)
