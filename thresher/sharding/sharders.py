@@ -1,7 +1,7 @@
 """TorchRec's sharders, opened for every sharding type on every device.
 
 TorchRec offers row-wise, table-row-wise and grid sharding on CUDA only, from the time when gloo had no reduce-scatter.
-Two faults of its sharded modules are mended here:
+Its slow path for row-wise Adagrad on CPU is passed by (``bags.py``). Two faults of its sharded modules are mended here:
 
 * they pool with the weights of a batch that an unweighted collection ignores; ours drop them first;
 * where rows are cut, a mean is a sum divided after the exchange. TorchRec forgets the division under grid sharding,
@@ -24,6 +24,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
 from thresher.errors import PlanError
+from thresher.sharding.bags import bag_lookup
 from thresher.sharding.cuts import BAG_TYPES, ROW_TYPES, SEQUENCE_TYPES
 from thresher.sharding.replicate import replicate
 
@@ -44,6 +45,9 @@ class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
         divided, whole = _divided_features(module, params)
         self._pooling_type_to_rs_features = {PoolingType.MEAN.value: divided, PoolingType.SUM.value: whole}
         self._has_mean_pooling_callback = bool(divided)
+
+    def _create_lookups(self) -> None:
+        self._lookups.extend(bag_lookup(part, self._device, self._env) for part in self._embedding_shardings)
 
     def init_data_parallel(self) -> None:
         """Replicates the lookups of data-parallel tables as the dense part is replicated."""
