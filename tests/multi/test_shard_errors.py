@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchrec import KeyedJaggedTensor
 
 from tests.multi.harness import run_ranks
 from tests.sharding.models import bags, model
@@ -53,6 +54,21 @@ def dense_weights(rank: int, world: int) -> tuple[float, float]:
     sharded = _shard(net, _plan(net, world, world))
     top = sharded.wrapped.module["top"]
     return float(top.weight[0, 0].detach()), float(top.offset)
+
+
+def id_outside(rank: int, world: int, kind: str, row: int) -> None:
+    net = model(bags=bags(a=(51, 8)))
+    plan = make_plan(net, world=world, local_world=world, device="cpu", optimizer=OPTIMIZER, default=kind)
+    ids = KeyedJaggedTensor(["a"], torch.tensor([1, row]), lengths=torch.tensor([1, 1]))
+    _shard(net, plan).wrapped.module["bags"](ids).values().sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"), [("table_wise", 51), ("row_wise", 52), ("row_wise", -1), ("data_parallel", 51)]
+)
+def test_an_id_outside_its_table_stops_the_run(kind: str, row: int) -> None:
+    with pytest.raises(RuntimeError, match=r"idx < num_rows|out of bounds"):
+        run_ranks(2, id_outside, kind, row, timeout_s=60)
 
 
 def test_without_a_process_group_it_says_what_to_do() -> None:

@@ -48,7 +48,7 @@ class Sample:
     labels: Tensor
 
     def part(self, rank: int, world: int) -> tuple[KeyedJaggedTensor, Tensor]:
-        """The rank's share. Every key has weights, as in a batch of the reader."""
+        """The rank's share. Every key has weights; only ``bag_w`` is looked up in a collection that heeds them."""
         size = BATCH // world
         rows = slice(rank * size, (rank + 1) * size)
         lengths = [len(bag) for key in KEYS for bag in self.ids[key][rows]]
@@ -79,7 +79,7 @@ def _sample(step: int, generator: torch.Generator) -> Sample:
         rows = ROWS[TABLE_OF.get(key, "alone")]
         draw = [torch.rand(int(n), generator=generator) for n in counts]
         ids[key] = [(u**2 * rows).long().tolist() for u in draw]
-        weights[key] = [(u + 0.5 if key == "bag_w" else torch.ones_like(u)).tolist() for u in draw]
+        weights[key] = [(u + 0.5).tolist() for u in draw]
     return Sample(ids, weights, torch.randint(0, 2, (BATCH,), generator=generator).float())
 
 

@@ -113,7 +113,7 @@ REFUSALS = [
         {"tables": {"odd": "grid_shard"}},
         4,
         2,
-        "'bags.odd' cannot be grid_shard on 4 ranks (2 per machine): its 4 colum",
+        "'bags.odd' cannot be grid_shard on 4 ranks (2 per machine): its 4 co",
     ),
     (
         {"tables": {"odd": "table_column_wise"}},

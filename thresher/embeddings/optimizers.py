@@ -51,7 +51,7 @@ class TableOptimizer(Settings):
 
 
 def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
-    """TorchRec's ``fused_params``. Ids outside the table stop the run instead of reading row 0."""
+    """TorchRec's ``fused_params``. Ids outside the table stop the run; FBGEMM's default reads row 0 for them."""
     kinds = {
         "sgd": EmbOptimType.EXACT_SGD,
         "adagrad": EmbOptimType.EXACT_ADAGRAD,
