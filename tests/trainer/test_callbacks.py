@@ -143,13 +143,15 @@ def printed(facts: RunFacts, **console: object) -> str:
 
 
 def test_without_a_terminal_every_record_is_a_plain_line(facts: RunFacts) -> None:
-    assert printed(facts).splitlines() == [
+    *plan, headline, first, second, third, last = printed(facts).splitlines()
+    assert plan[0].startswith("sharding plan: 2 ranks")
+    assert [headline, first, second, third, last] == [
         "deepfm on completejourney: 2,000 steps on 2 ranks (cpu), tables 15.6 MiB with optimizer state, "
         "184,321 dense parameters",
         "step 500/2,000  loss 0.5000  12,346 samples/s  data wait 3%  eta 0:03:00",
         "step 500  valid: auc 0.7500  hr@10 -  (1,000 rows, 2.0 s)",
         "step 500  saved runs/[x]/step-500 (3.0 MiB, 0.2 s)",
-        "done at step 2,000 after 1:02:03",
+        f"done at step 2,000 after 1:02:03; report: {facts.folder / 'report.html'}",
     ]
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from thresher.data.dataset import Dataset
 from thresher.embeddings.tables import find_tables
 from thresher.launch.group import check_batches, check_device
 from thresher.launch.preparing import dataset_for
 from thresher.sharding.check import check_plan
-from thresher.sharding.plan import Plan, TablePlan
+from thresher.sharding.show import plan_table
 from thresher.trainer.assemble import plan_of, total_steps
 from thresher.trainer.config import RunConfig, load_config
 from thresher.zoo.registry import RunConfig as AnyRunConfig
@@ -34,26 +33,11 @@ def show_plan(file: Path, overrides: tuple[str, ...]) -> None:
     check_plan(plan, find_tables(model), ranks, ranks, config.sharding.plan or "plan")
     console = Console()
     console.print(plan_table(plan))
-    for rank in range(plan.world):
-        console.print(f"rank {rank}: {megabytes(plan.bytes_of(rank))} of tables and their optimizer state")
     for note in plan.notes:
         console.print(note, soft_wrap=True)
     tables = {id(p) for info in find_tables(model) for p in model.get_submodule(info.module).parameters()}
     dense = sum(p.numel() for p in model.parameters() if id(p) not in tables)
     console.print(run_line(config, dataset, dense), soft_wrap=True)
-
-
-def plan_table(plan: Plan) -> Table:
-    """One line a table: shape, type, ranks, bytes; the largest first."""
-    shown = Table(box=None, pad_edge=False)
-    for name in ("table", "rows x dim", "type", "ranks", "size"):
-        shown.add_column(name, overflow="fold")
-    for table in sorted(plan.tables, key=lambda table: -_bytes(table)):
-        ranks = sorted({shard.rank for shard in table.shards})
-        shown.add_row(
-            table.path, f"{table.rows:,} x {table.dim}", table.sharding_type, _span(ranks), megabytes(_bytes(table))
-        )
-    return shown
 
 
 def run_line(config: RunConfig[Any], dataset: Dataset, dense: int) -> str:
@@ -64,19 +48,3 @@ def run_line(config: RunConfig[Any], dataset: Dataset, dense: int) -> str:
         f"{config.name}: {steps:,} steps of {config.train.batch_size:,} samples over {rows:,} rows, "
         f"model '{config.model.name}' with {dense:,} dense parameters, run directory {config.folder}"
     )
-
-
-def megabytes(size: int) -> str:
-    """Bytes for people: ``12.3 MB``."""
-    return f"{size / 1e6:,.1f} MB"
-
-
-def _bytes(table: TablePlan) -> int:
-    return sum(shard.bytes for shard in table.shards)
-
-
-def _span(ranks: list[int]) -> str:
-    """``0-3`` for consecutive ranks, else ``0, 2``."""
-    if len(ranks) > 2 and ranks == list(range(ranks[0], ranks[-1] + 1)):
-        return f"{ranks[0]}-{ranks[-1]}"
-    return ", ".join(map(str, ranks))

@@ -1,5 +1,8 @@
 """A plan for the eye."""
 
+from collections import Counter
+
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -10,17 +13,18 @@ UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def plan_table(plan: Plan) -> Table:
     """One line a table (largest first), and below the bytes of each rank; for a rich console or the plain one."""
-    table = Table(title=f"sharding plan: {plan.world} ranks, {plan.local_world} per machine", title_justify="left")
-    for name in ("table", "type", "ranks", "shards"):
+    title = f"sharding plan: {plan.world} ranks, {plan.local_world} per machine; bytes include optimizer state"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("table", "rows x dim", "type", "ranks", "shards", "bytes"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "dim", "bytes"):
-        table.add_column(name, justify="right")
+    names = Counter(part.table for part in plan.tables)
     for part in sorted(plan.tables, key=_bytes, reverse=True):
-        cells = (part.path, part.sharding_type, _ranks(part), _shapes(part))
-        table.add_row(*cells, f"{part.rows:,}", str(part.dim), readable(_bytes(part)))
+        name = part.table if names[part.table] == 1 else part.path
+        shape = f"{part.rows:,} x {part.dim}"
+        table.add_row(name, shape, part.sharding_type, _ranks(part), _shapes(part), readable(_bytes(part)))
     table.add_section()
     for rank in range(plan.world):
-        table.add_row(f"rank {rank}", "", "", "", "", "", readable(plan.bytes_of(rank)))
+        table.add_row(f"rank {rank}", "", "", "", "", readable(plan.bytes_of(rank)))
     return table
 
 
@@ -52,6 +56,8 @@ def _ranks(table: TablePlan) -> str:
 
 
 def _shapes(table: TablePlan) -> str:
-    """How often each shape occurs: ``3 of 25 x 16, 1 of 24 x 16``."""
+    """How often each shape occurs: ``3 of 25 x 16, 1 of 24 x 16``; ``whole`` where nothing is cut."""
+    if all(shard.rows == table.rows and shard.cols == table.dim for shard in table.shards):
+        return "whole"
     shapes = [f"{shard.rows} x {shard.cols}" for shard in table.shards]
     return ", ".join(f"{shapes.count(shape)} of {shape}" for shape in dict.fromkeys(shapes))

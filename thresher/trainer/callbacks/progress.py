@@ -4,13 +4,16 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from thresher.sharding.show import plan_table
 from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord
+from thresher.trainer.report.build import REPORT
 
 
 class Progress(Callback):
@@ -28,9 +31,12 @@ class Progress(Callback):
         self._bar = _bar(console) if console.is_terminal and not console.no_color else None
         self._first_step = self._total = 0
         self._began = 0.0
+        self._report = Path(REPORT)
 
     def on_start(self, facts: RunFacts) -> None:
         self._first_step, self._total, self._began = facts.resumed_step, facts.total_steps, self._clock()
+        self._report = facts.folder / REPORT
+        self._console.print(plan_table(facts.plan))
         self._say(headline(facts))
         if self._bar is not None:
             self._bar.add_task("train", total=facts.total_steps, completed=facts.resumed_step, figures="")
@@ -59,9 +65,8 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.stop()
         spent = timedelta(seconds=round(record.seconds))
-        self._say(
-            f"{record.status} at step {record.step:,} after {spent}", "red" if record.status == "failed" else "green"
-        )
+        style = "red" if record.status == "failed" else "green"
+        self._say(f"{record.status} at step {record.step:,} after {spent}; report: {self._report}", style)
 
     def _eta(self, step: int) -> str:
         done = step - self._first_step
