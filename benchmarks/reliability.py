@@ -58,10 +58,16 @@ class Corruptions:
 
 @dataclass(frozen=True)
 class Kills:
-    """Killed saves; ``lost``: after how many the newest acknowledged checkpoint, or the next, did not load."""
+    """Killed saves.
+
+    Attributes:
+        lost: after how many the newest acknowledged checkpoint, or the next, did not load.
+        reached: the step that loads at the end. Without progress kills would hit nothing but the start.
+    """
 
     tried: int
     lost: int
+    reached: int
 
 
 def corruptions(pristine: str, tries: int, seed: int) -> Corruptions:
@@ -112,13 +118,13 @@ def _dcp_alone_is_wrong(checkpoint: Path) -> bool:
 def killed_saves(kills: int, ranks: int, seed: int) -> Kills:
     """Kills processes that save without a pause, at random moments."""
     outcomes = isolated(kill_at_random, seed, kills, ranks, timeout_s=60 + 2.0 * kills * ranks)
-    return Kills(len(outcomes), sum(loads not in (told, told + 1) for told, loads in outcomes))
+    return Kills(len(outcomes), sum(loads not in (told, told + 1) for told, loads in outcomes), outcomes[-1][1])
 
 
 def crash_points() -> Kills:
     """Dies at each file-system call of five saves; what loads afterwards must never go back."""
     found = isolated(crash_at_every_call, [1, 2, 2, 3, 4], 2, timeout_s=300)
-    return Kills(len(found), sum(later < earlier for earlier, later in pairwise(found)))
+    return Kills(len(found), sum(later < earlier for earlier, later in pairwise(found)), found[-1])
 
 
 def resumed(kills: int, steps: int, seed: int) -> Verdict:
