@@ -1,4 +1,4 @@
-"""FBGEMM's row-wise Adagrad on CPU, led past a slow path.
+"""FBGEMM's row-wise Adagrad on CPU, led past two slow paths.
 
 On CPU, FBGEMM updates the rows of a table that one feature reads by another code than those of a table that several
 read. With row-wise Adagrad the first is 3 to 8 times slower than the second, which gives the same rows (to the last
@@ -7,6 +7,9 @@ and whose part of the output is zero columns wide:
 
     features     a a     b b            widths   4 0   4 0
     bags of B    a []    b []           output   [ a | b ]      as without the second features
+
+And its mean takes ten times as long as its sum, so a mean is a sum here, divided afterwards by the bag's length where
+any bag has more than one id.
 """
 
 from dataclasses import replace
@@ -14,9 +17,10 @@ from typing import Any
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import PoolingMode
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torchrec import KeyedJaggedTensor
+from torchrec import KeyedJaggedTensor, PoolingType
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbeddingBag
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
 from torchrec.distributed.embedding_types import (
@@ -30,10 +34,11 @@ from torchrec.distributed.sharding.grid_sharding import GridPooledEmbeddingShard
 from torchrec.distributed.sharding.rw_sharding import RwPooledEmbeddingSharding
 from torchrec.distributed.sharding.twrw_sharding import TwRwPooledEmbeddingSharding
 from torchrec.distributed.types import ShardingEnv, ShardingType
+from torchrec.modules.embedding_configs import pooling_type_to_pooling_mode
 
 
 class CpuRowWiseAdagradBags(BatchedFusedEmbeddingBag):  # type: ignore[misc]
-    """TorchRec's fused kernel for a group of tables; every table with one feature has an empty second one."""
+    """TorchRec's fused kernel for a group of tables; every table with one feature has an empty second one, all sum."""
 
     def __init__(
         self,
@@ -44,14 +49,16 @@ class CpuRowWiseAdagradBags(BatchedFusedEmbeddingBag):  # type: ignore[misc]
         env: ShardingEnv | None,
     ) -> None:
         tables = config.embedding_tables
-        doubled = replace(config, embedding_tables=[_with_empty_feature(table) for table in tables])
-        super().__init__(doubled, pg, device, sharding_type, env)
+        doubled = [_with_empty_feature(table) for table in tables]
+        summed = replace(config, embedding_tables=doubled, pooling=PoolingType.SUM)
+        super().__init__(summed, pg, device, sharding_type, env)
         self._config = config
+        self._divides = pooling_type_to_pooling_mode(config.pooling, sharding_type) is PoolingMode.MEAN
         widths = [width for table in tables for width in _widths(table)]
         self.emb_module.D_offsets.copy_(torch.tensor([0, *widths]).cumsum(0))
         self.emb_module.total_D = sum(widths)
         self._rows = torch.tensor(_sources(widths), device=device)
-        self._read = sum(width > 0 for width in widths)
+        self._widths = torch.tensor([width for width in widths if width], device=device)
 
     def forward(
         self,
@@ -64,15 +71,22 @@ class CpuRowWiseAdagradBags(BatchedFusedEmbeddingBag):  # type: ignore[misc]
         weights = features.weights_or_none() if self._config.is_weighted else None
         offsets = self._with_empty_bags(features.offsets().to(self._embedding_table_offset_type))
         pooled: Tensor = self.emb_module(features.values().to(self._embedding_table_index_type), offsets, weights)
-        return pooled
+        return self._divided(pooled, features.lengths()) if self._divides else pooled
 
     def _with_empty_bags(self, offsets: Tensor) -> Tensor:
         """Offsets of all features' bags, [features * B + 1], from those of the features with ids."""
-        size = (offsets.numel() - 1) // self._read
-        starts = offsets[:-1].view(self._read, size)
-        ends = offsets[torch.arange(1, self._read + 1) * size]
-        both = torch.cat([starts, ends.unsqueeze(1).expand(-1, size)])
+        read = self._widths.numel()
+        size = (offsets.numel() - 1) // read
+        ends = offsets[torch.arange(1, read + 1) * size]
+        both = torch.cat([offsets[:-1].view(read, size), ends.unsqueeze(1).expand(-1, size)])
         return torch.cat([both[self._rows].flatten(), offsets[-1:]])
+
+    def _divided(self, pooled: Tensor, lengths: Tensor) -> Tensor:
+        """Means [B, sum of widths] from sums and the bags' lengths [features * B]."""
+        if not lengths.numel() or int(lengths.max()) <= 1:
+            return pooled
+        counts = lengths.view(self._widths.numel(), -1).clamp(min=1).to(pooled.dtype)
+        return pooled / counts.T.repeat_interleave(self._widths, dim=1)
 
 
 class BagLookup(GroupedPooledEmbeddingsLookup):  # type: ignore[misc]

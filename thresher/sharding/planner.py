@@ -132,6 +132,8 @@ def _place(name: str, tables: Mapping[str, str]) -> str:
 
 
 def _auto(info: TableInfo, possible: Sequence[str], world: int, local_world: int) -> list[str]:
+    if world == 1 and "table_wise" in possible:
+        return ["table_wise"]
     if info.weight_bytes <= REPLICATE_BYTES and "data_parallel" in possible:
         return ["data_parallel"]
     machines = world // local_world

@@ -30,14 +30,14 @@ def replicate(module: nn.Module, device: torch.device, group: ProcessGroup) -> D
 
 
 class ReplicateDense(DataParallelWrapper):  # type: ignore[misc]
-    """Replicates everything but the tables; leaves a model alone where no dense parameter is trained."""
+    """Replicates everything but the tables; leaves a model alone on one rank or where no dense parameter is trained."""
 
     def wrap(self, dmp: DistributedModelParallel, env: ShardingEnv, device: torch.device) -> None:
         """Wraps the module inside ``dmp``."""
         module = dmp._dmp_wrapped_module.to(device)
         ignored = set(_sharded_names(module))
         dense = [parameter for name, parameter in dmp.named_parameters() if name not in ignored]
-        if not any(parameter.requires_grad for parameter in dense):
+        if env.world_size == 1 or not any(parameter.requires_grad for parameter in dense):
             return
         ignore = DistributedDataParallel._set_params_and_buffers_to_ignore_for_model
         ignore(module, ignored)  # type: ignore[no-untyped-call]

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchrec import KeyedJaggedTensor, PoolingType
+from torchrec import KeyedJaggedTensor, KeyedTensor, PoolingType
 from torchrec.distributed.embedding import EmbeddingCollectionContext, EmbeddingCollectionSharder
 from torchrec.distributed.embedding import ShardedEmbeddingCollection as TorchrecShardedCollection
 from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext, EmbeddingBagCollectionSharder
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection as TorchrecShardedBags
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
-from torchrec.distributed.types import Awaitable, ModuleSharder, ParameterSharding, ShardingEnv
+from torchrec.distributed.types import Awaitable, LazyAwaitable, ModuleSharder, ParameterSharding, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
@@ -48,6 +48,17 @@ class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
 
     def _create_lookups(self) -> None:
         self._lookups.extend(bag_lookup(part, self._device, self._env) for part in self._embedding_shardings)
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | LazyAwaitable[KeyedTensor]:
+        """Pooled rows by key; on one rank without exchanges, which would be with itself."""
+        if self._env.world_size > 1 or set(self._sharding_types) != {"table_wise"}:
+            return super().forward(features)
+        if not self._input_dists:
+            self._create_input_dist(features.keys())
+        ids = features if self._is_weighted else without_weights(features)
+        if self._has_features_permute:
+            ids = ids.permute(self._features_order, self._features_order_tensor)
+        return KeyedTensor(self._embedding_names, self._embedding_dims, self._lookups[0](ids))
 
     def init_data_parallel(self) -> None:
         """Replicates the lookups of data-parallel tables as the dense part is replicated."""
