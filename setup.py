@@ -23,14 +23,14 @@ LIBRARIES = [
 ]
 CHECKS = [
     "beartype",
-    "codespell",
+    "codespell~=2.4",
     "hypothesis",
     "import-linter",
     "jaxtyping",
-    "mypy",
+    "mypy~=2.4.1",  # checkers are pinned: a newer one may find new faults in old code
     "pytest",
     "pytest-timeout",
-    "ruff",
+    "ruff~=0.17.6",
     "scikit-learn",
     "setuptools>=77",
     "types-PyYAML",

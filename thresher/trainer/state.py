@@ -39,7 +39,9 @@ class TrainState(Settings):
         """
         metric = metric or next(iter(metrics))
         if metric not in metrics:
-            raise ConfigError(f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, metrics))
+            raise ConfigError(
+                f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, metrics)
+            )
         value, best = metrics[metric], self.best_metrics.get(metric, math.nan)
         gain = best - value if lower_is_better(metric) else value - best
         if (math.isnan(best) and not math.isnan(value)) or gain > min_delta:
