@@ -45,6 +45,10 @@ class Parts:
             "dense_optimizer": LazyOptimizer(self.dense),
         }
 
+    def weights(self) -> State:
+        """The model alone: all that an evaluation needs, and loadable into any plan."""
+        return {"model": self.sharded.wrapped}
+
     def stepper(self) -> Stepper:
         """Takes the steps."""
         return Stepper(self.sharded, self.model, self.dense, self.config.train, self.world.device)

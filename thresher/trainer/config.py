@@ -175,6 +175,15 @@ class RunConfig(Settings, Generic[M]):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stops_by_something(self) -> "RunConfig[M]":
+        if self.eval.early_stop.patience and not self.data.valid:
+            raise ValueError(
+                f"eval.early_stop.patience {self.eval.early_stop.patience} needs a validation split, but data.valid is "
+                "empty; set data.valid to the name of a split, or eval.early_stop.patience to 0"
+            )
+        return self
+
     @property
     def folder(self) -> Path:
         """The run directory."""

@@ -44,6 +44,12 @@ class Evaluator:
         rows = min(max_rows or reader.rows, reader.rows)
         return EvalRecord(step, split, rows, time.perf_counter() - start, metrics)
 
+    def names(self) -> list[str]:
+        """Names of the metrics that :meth:`run` measures. Collective."""
+        if isinstance(self._model, Ranker):
+            return list(self._rank(self._model, iter(())))
+        return list(RankingMetrics(self._settings.at).compute(self._world.group))
+
     def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         if isinstance(self._model, Ranker):
             return self._rank(self._model, batches)

@@ -10,10 +10,12 @@
       checkpoints/     step-00001200/ ... (and best/ with early stopping)
       tensorboard/     event files
       logs/            output of ranks other than 0
-      quarantine/      rows that were left out, by rank,, where the configuration tolerates bad rows
+      quarantine/      rows that were left out, by rank, where the configuration tolerates bad rows
       report.html
+      .lock            which process trains here
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +78,12 @@ class RunFolder:
         return self.root / "quarantine" / f"rank-{rank}"
 
     def write_config(self, config: RunConfig[Any]) -> None:
-        """Saves the configuration with all defaults; a kill leaves the old file or the new one."""
+        """Saves the configuration with all defaults; a kill or a power cut leaves the old file or the new one."""
         partial = self.config.with_suffix(".partial")
-        partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            yaml.safe_dump(config.model_dump(mode="json"), file, sort_keys=False)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self.config)
 
     def require_same(self, config: RunConfig[Any]) -> None:

@@ -1,5 +1,6 @@
 """The one training loop: read, step, and at their times log, evaluate, save, stop."""
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Protocol
 import torch
 
 from thresher.data.batch import Batch
+from thresher.errors import CheckpointError
 from thresher.trainer.callbacks.base import Callback, EvalRecord, SaveRecord
 from thresher.trainer.config import EvalConfig, TrainConfig
 from thresher.trainer.meter import Meter
@@ -15,6 +17,8 @@ from thresher.trainer.rates import Rates
 from thresher.trainer.state import TrainState
 from thresher.trainer.step import Stepper
 from thresher.trainer.world import World
+
+log = logging.getLogger(__name__)
 
 
 class Validation(Protocol):
@@ -68,17 +72,17 @@ class Loop:
     save_best: Save | None
     callbacks: Sequence[Callback]
 
-    def run(self, state: TrainState) -> TrainState:
-        """Trains until the last step or an early stop, and saves at the end."""
+    def run(self, state: TrainState) -> Iterator[TrainState]:
+        """Trains until the last step or an early stop, and saves at the end; yields where it stands after each step."""
         saved = state.step
         while state.step < self.times.total and not self.exhausted(state):
             state = self._step(state)
             if self.validate is not None and self._due(state.step, self.times.evaluate):
                 state = self._evaluate(state, self.validate)
-            if self._due(state.step, self.times.save):
-                saved = self._save(state)
+            if self._due(state.step, self.times.save) and self._saved(self.save, state):
+                saved = state.step
         if saved != state.step:
-            self._save(state)
+            self._tell(self.save(state))
         return state
 
     def exhausted(self, state: TrainState) -> bool:
@@ -115,16 +119,25 @@ class Loop:
         for callback in self.callbacks:
             callback.on_eval(record)
         if self.save_best is not None and state.best_step == state.step:
-            self.save_best(state)
+            self._saved(self.save_best, state)
         self.meter.resume()
         return state
 
-    def _save(self, state: TrainState) -> int:
-        record = self.save(state)
+    def _saved(self, save: Save, state: TrainState) -> bool:
+        """Whether a checkpoint came about. A full disk in the middle of a run is no reason to lose the run."""
+        try:
+            self._tell(save(state))
+        except CheckpointError as error:
+            if self.world.is_first:
+                log.warning("no checkpoint at step %d, training goes on: %s", state.step, error)
+            return False
+        finally:
+            self.meter.resume()
+        return True
+
+    def _tell(self, record: SaveRecord) -> None:
         for callback in self.callbacks:
             callback.on_save(record)
-        self.meter.resume()
-        return state.step
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -37,16 +37,30 @@ def train(config: RunConfig[Any], world: World) -> EndRecord:
     """
     folder = RunFolder(config.folder)
     folder.create()
-    folder.require_same(config)
-    dataset = Dataset.open(config.data.path)
-    rows = {name: dataset.split(name).rows for name in (config.data.train, config.data.valid, config.data.test) if name}
-    steps = total_steps(config, rows[config.data.train])
-    parts = assemble(config, world, dataset)
-    state = restore(parts)
-    if world.is_first:
-        folder.write_config(config)
-        parts.sharded.plan.save(folder.plan)
-    return Training(parts, steps, standard_callbacks(config, folder.root, world)).run(state)
+    with locked(folder.root) if world.is_first else nullcontext():
+        folder.require_same(config)
+        dataset = Dataset.open(config.data.path)
+        steps = total_steps(config, _rows(config.data, dataset))
+        parts = assemble(config, world, dataset)
+        if config.eval.early_stop.metric and config.data.valid:
+            require_measured(config.eval.early_stop.metric, parts.evaluator().names())
+        state = restore(parts)
+        if world.is_first:
+            folder.write_config(config)
+            parts.sharded.plan.save(folder.plan)
+        return Training(parts, steps, standard_callbacks(config, folder.root, world)).run(state)
+
+
+def _rows(data: DataConfig, dataset: Dataset) -> int:
+    """Rows of the training split; none of the splits that a run reads is empty."""
+    for name in (data.train, data.valid, data.test):
+        if name and not dataset.split(name).rows:
+            raise DataError(
+                f"split '{name}' has no rows",
+                where=str(dataset.folder),
+                fix="prepare the data with another split, or leave data.valid or data.test empty",
+            )
+    return dataset.split(data.train).rows
 
 
 def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world: World) -> EvalRecord:
@@ -61,7 +75,8 @@ def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world:
     """
     parts = assemble(config, world, Dataset.open(config.data.path))
     store = CheckpointStore(RunFolder(folder).checkpoints, config.checkpoint.keep, world.group)
-    found = store.load(store.folder / folder_name(step), parts.state()) if step >= 0 else store.restore(parts.state())
+    weights = parts.weights()
+    found = store.load(store.folder / folder_name(step), weights) if step >= 0 else store.restore(weights)
     if found is None:
         raise CheckpointError("holds no checkpoint", where=str(store.folder), fix="train the run first")
     with closing(parts.split_reader(split)) as reader:
@@ -81,6 +96,27 @@ def restore(parts: Parts) -> TrainState:
     if parts.world.is_first:
         log.info("going on from %s (step %d)", found.path, found.step)
     return TrainState.model_validate(found.facts["state"])
+
+
+def load_best(parts: Parts, state: TrainState) -> int:
+    """Loads the weights that early stopping kept into ``parts``, which hold those of ``state``. Collective.
+
+    Returns:
+        The step of the weights that ``parts`` hold now: ``state.step`` where early stopping is off or kept none.
+
+    Raises:
+        CheckpointError: they are corrupt.
+    """
+    if not parts.config.eval.early_stop.patience or state.best_step < 0:
+        return state.step
+    store = _best_store(parts)
+    path = store.folder / folder_name(state.best_step)
+    if not Ranks(parts.world.group).first(path.is_dir, path):
+        if parts.world.is_first:
+            log.warning("%s was not kept: the weights measured are those of step %d", path, state.step)
+        return state.step
+    store.load(path, parts.state())
+    return state.best_step
 
 
 def _require_same_data(parts: Parts, found: RestoredCheckpoint) -> None:
@@ -120,7 +156,8 @@ class Training:
             callback.on_start(self._facts(state))
         status, message = "failed", ""
         try:
-            state = self._train(state)
+            for state in self._train(state):  # noqa: B020
+                pass
             status = "done" if state.step >= self.steps else "early stop"
         except Exception as error:
             message = str(error)
@@ -136,11 +173,19 @@ class Training:
         with ExitStack() as open_readers:
             state = self._loop(state, open_readers).run(state)
         if self.parts.config.eval.early_stop.patience and state.best_step >= 0:
-            _best_store(self.parts).restore(self.parts.state())
+            self._take_best(state.best_step)
         split = self.parts.config.data.test
         if split:
             self._tell_eval(self._measure(split, state.step))
         return state
+
+    def _take_best(self, step: int) -> None:
+        store = _best_store(self.parts)
+        path = store.folder / folder_name(step)
+        if path.exists():
+            store.load(path, self.parts.weights())
+        elif self.parts.world.is_first:
+            log.warning("the best weights (step %d) could not be saved; the last ones are measured", step)
 
     def _loop(self, state: TrainState, open_readers: ExitStack) -> Loop:
         parts, config = self.parts, self.parts.config

@@ -1,6 +1,7 @@
 """Where a run stands: everything besides tensors that a resumed run needs."""
 
 import math
+from collections.abc import Collection
 
 from pydantic import Field
 
@@ -38,15 +39,22 @@ class TrainState(Settings):
             ConfigError: there is no such metric.
         """
         metric = metric or next(iter(metrics))
-        if metric not in metrics:
-            raise ConfigError(
-                f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, metrics)
-            )
+        require_measured(metric, metrics)
         value, best = metrics[metric], self.best_metrics.get(metric, math.nan)
         gain = best - value if lower_is_better(metric) else value - best
         if (math.isnan(best) and not math.isnan(value)) or gain > min_delta:
             return self.model_copy(update={"best_step": self.step, "best_metrics": metrics, "stale_evals": 0})
         return self.model_copy(update={"stale_evals": self.stale_evals + 1})
+
+
+def require_measured(metric: str, measured: Collection[str]) -> None:
+    """Refuses a metric to stop by that is not measured.
+
+    Raises:
+        ConfigError: names the nearest one.
+    """
+    if metric not in measured:
+        raise ConfigError(f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, measured))
 
 
 def lower_is_better(metric: str) -> bool:
