@@ -81,9 +81,9 @@ class Loop:
                 state = self._evaluate(state, self.validate)
             if self._due(state.step, self.times.save) and self._saved(self.save, state):
                 saved = state.step
+            yield state
         if saved != state.step:
             self._tell(self.save(state))
-        return state
 
     def exhausted(self, state: TrainState) -> bool:
         """Whether validation has not improved for as long as early stopping allows."""

@@ -2,27 +2,29 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
-from thresher.errors import CheckpointError
+from thresher.errors import CheckpointError, DataError
 from thresher.trainer.assemble import Parts, assemble, total_steps
 from thresher.trainer.callbacks import standard_callbacks
 from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord
 from thresher.trainer.checkpoint import CheckpointStore, RestoredCheckpoint
 from thresher.trainer.checkpoint.folders import folder_name
-from thresher.trainer.config import RunConfig
+from thresher.trainer.checkpoint.ranks import Ranks
+from thresher.trainer.config import DataConfig, RunConfig
 from thresher.trainer.folder import RunFolder
+from thresher.trainer.lock import locked
 from thresher.trainer.loop import Loop, Times
 from thresher.trainer.meter import Meter
 from thresher.trainer.model import Ranker
 from thresher.trainer.rates import Rates
-from thresher.trainer.state import TrainState
+from thresher.trainer.state import TrainState, require_measured
 from thresher.trainer.world import World
 from thresher.versions import versions
 
@@ -68,19 +70,21 @@ def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world:
 
     Args:
         config: of the run in ``folder``.
-        step: of the checkpoint; -1 for the newest intact one.
+        step: of the checkpoint; -1 for what the end of training measured: the best weights with early stopping, else
+            the newest intact ones.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is corrupt.
     """
-    parts = assemble(config, world, Dataset.open(config.data.path))
-    store = CheckpointStore(RunFolder(folder).checkpoints, config.checkpoint.keep, world.group)
-    weights = parts.weights()
+    moved = config.model_copy(update={"run_dir": str(folder)})
+    parts = assemble(moved, world, Dataset.open(config.data.path))
+    store, weights = _store(parts), parts.weights()
     found = store.load(store.folder / folder_name(step), weights) if step >= 0 else store.restore(weights)
     if found is None:
         raise CheckpointError("holds no checkpoint", where=str(store.folder), fix="train the run first")
+    measured = found.step if step >= 0 else load_best(parts, TrainState.model_validate(found.facts["state"]))
     with closing(parts.split_reader(split)) as reader:
-        return parts.evaluator().run(reader, split, found.step)
+        return parts.evaluator().run(reader, split, measured)
 
 
 def restore(parts: Parts) -> TrainState:
@@ -115,7 +119,7 @@ def load_best(parts: Parts, state: TrainState) -> int:
         if parts.world.is_first:
             log.warning("%s was not kept: the weights measured are those of step %d", path, state.step)
         return state.step
-    store.load(path, parts.state())
+    store.load(path, parts.weights())
     return state.best_step
 
 
@@ -154,42 +158,33 @@ class Training:
         start = time.perf_counter()
         for callback in self.callbacks:
             callback.on_start(self._facts(state))
-        status, message = "failed", ""
+        status, message, reached = "failed", "", state
         try:
-            for state in self._train(state):  # noqa: B020
-                pass
-            status = "done" if state.step >= self.steps else "early stop"
+            for now in self._train(state):
+                reached = now
+            status = "done" if reached.step >= self.steps else "early stop"
         except Exception as error:
             message = str(error)
             raise
         finally:
-            best = {"step": float(state.best_step), **state.best_metrics} if state.best_metrics else {}
-            record = EndRecord(status, state.step, time.perf_counter() - start, best, message)
+            best = {"step": float(reached.best_step), **reached.best_metrics} if reached.best_metrics else {}
+            record = EndRecord(status, reached.step, time.perf_counter() - start, best, message)
             for callback in self.callbacks:
                 callback.on_end(record)
         return record
 
-    def _train(self, state: TrainState) -> TrainState:
-        with ExitStack() as open_readers:
-            state = self._loop(state, open_readers).run(state)
-        if self.parts.config.eval.early_stop.patience and state.best_step >= 0:
-            self._take_best(state.best_step)
+    def _train(self, state: TrainState) -> Iterator[TrainState]:
+        """Yields where the run stands after each step; measures the test split after the last one."""
+        with closing(self.parts.training_reader()) as reader:
+            for reached in self._loop(state, reader).run(state):
+                state = reached
+                yield state
         split = self.parts.config.data.test
         if split:
-            self._tell_eval(self._measure(split, state.step))
-        return state
+            self._tell_eval(self._measure(split, load_best(self.parts, state)))
 
-    def _take_best(self, step: int) -> None:
-        store = _best_store(self.parts)
-        path = store.folder / folder_name(step)
-        if path.exists():
-            store.load(path, self.parts.weights())
-        elif self.parts.world.is_first:
-            log.warning("the best weights (step %d) could not be saved; the last ones are measured", step)
-
-    def _loop(self, state: TrainState, open_readers: ExitStack) -> Loop:
+    def _loop(self, state: TrainState, reader: Reader) -> Loop:
         parts, config = self.parts, self.parts.config
-        reader = open_readers.enter_context(closing(parts.training_reader()))
         rates = Rates(config.optim, self.steps, parts.dense, parts.sharded.set_table_lr)
         every = config.eval.every_steps or max(reader.rows // config.train.batch_size, 1)
         return Loop(
