@@ -102,6 +102,12 @@ VALUES = (
         "train.batch_size 64 is not divisible by launch.processes x train.accumulate = 3",
         "Set train.batch_size to a multiple of 3",
     ),
+    _changed(
+        "early stop without a validation split",
+        {"eval.early_stop.patience": 2, "data.valid": ""},
+        "eval.early_stop.patience 2 needs a validation split, but data.valid is empty",
+        "Set data.valid to the name of a split, or eval.early_stop.patience to 0",
+    ),
     _changed("embedding of no width", {"model.dim": 0}, "model.dim: must be"),
 )
 
@@ -137,6 +143,7 @@ OVERRIDES = (
     _override("override through a value", "name.first=x", "override name.first: 'name' holds a value, not keys"),
     _override("override that is no YAML", "eval.at=[1", "override eval.at:1", "Check indentation"),
     _override("override by nothing", "seed=", "override seed: expects a whole number, got nothing"),
+    _override("text overridden by nothing", "data.valid=", "override data.valid: expects text, got nothing", "'\"\"'"),
     _override("override by a mapping with a twin", "data={path: x, path: y}", "override data", "'path' stands twice"),
 )
 

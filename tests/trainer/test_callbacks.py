@@ -191,6 +191,16 @@ def test_tensorboard_is_told_finite_scalars_and_hides_what_is_done_again(facts: 
     assert {"eval/valid/gauc", "train/auc"}.isdisjoint(events.Tags()["scalars"])
 
 
+def test_a_bug_in_the_report_does_not_stop_the_run(tmp_path, monkeypatch, caplog) -> None:
+    def broken(folder: Path) -> Path:
+        raise KeyError("seconds")
+
+    monkeypatch.setattr("thresher.trainer.callbacks.report.build_report", broken)
+    Report(tmp_path).on_end(EndRecord("done", 1, 0.1, {}))
+    assert "a bug of Thresher" in caplog.text
+    assert "KeyError: 'seconds'" in caplog.text
+
+
 def test_a_report_that_cannot_be_written_does_not_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

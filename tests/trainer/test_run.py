@@ -16,8 +16,11 @@ from thresher.data.recipes.synthetic import Synthetic
 from thresher.errors import CheckpointError, ConfigError, DataError
 from thresher.trainer.assemble import assemble
 from thresher.trainer.callbacks.base import EndRecord
+from thresher.trainer.checkpoint import CheckpointStore
 from thresher.trainer.config import apply_override
-from thresher.trainer.run import evaluate, restore, train
+from thresher.trainer.lock import locked
+from thresher.trainer.run import Training, evaluate, restore, train
+from thresher.trainer.state import TrainState
 from thresher.trainer.step import TrainingDiverged
 from thresher.trainer.world import World
 from thresher.zoo.registry import RunConfig
@@ -172,6 +175,13 @@ def test_early_stop_ends_the_run_and_measures_the_best_weights(root):
     evals = records(root, "eval")
     assert evals[-1]["metrics"] == evals[0]["metrics"]
     assert evals[-1]["metrics"] != evals[1]["metrics"]
+    assert evals[-1]["step"] == 2
+    job = Job(root, changes)
+    (again,) = run_ranks(1, measure, job, "valid", -1, timeout_s=DEADLINE_S)
+    assert again == {name: pytest.approx(value, abs=1e-6) for name, value in evals[0]["metrics"].items()}
+    (goes_on,) = run_ranks(1, run, job, timeout_s=DEADLINE_S)
+    assert (goes_on.end.status, goes_on.end.step) == ("early stop", 6)
+    assert records(root, "eval")[-1]["metrics"] == evals[0]["metrics"]
 
 
 def test_evaluation_of_a_saved_step_equals_the_one_in_training(root):
@@ -203,7 +213,59 @@ def test_a_diverging_run_stops_and_says_so(root):
     with pytest.raises(TrainingDiverged, match=r"step \d+: the loss is (nan|inf)") as caught:
         run_ranks(1, run, Job(root, changes), timeout_s=DEADLINE_S)
     assert "optim.dense.lr" in caught.value.fix
-    assert records(root, "end")[-1]["status"] == "failed"
+    end = records(root, "end")[-1]
+    assert end["status"] == "failed"
+    assert 0 < end["step"] == int(caught.value.where.removeprefix("step "))
+
+
+def ruined(rank: int, world: int, root: Path, table: bool) -> None:
+    """Saves after one weight has become NaN: of a table on the rank that holds its first row, or of the dense part."""
+    config = Job(root).config(world)
+    parts = assemble(config, here(rank, world), _dataset(Job(root)))
+    training = Training(parts, 1, ())
+    state = parts.sharded.wrapped.state_dict()
+    sharded = [value for value in state.values() if isinstance(value, ShardedTensor)]
+    dense = [value for value in state.values() if not isinstance(value, ShardedTensor) and value.is_floating_point()]
+    chosen = [part.tensor for value in sharded for part in value.local_shards()] if table else dense
+    with torch.no_grad():
+        chosen[0].view(-1)[0] = math.nan
+    training._save(CheckpointStore(config.folder / "checkpoints", 1), TrainState(step=1))
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_weights_that_are_no_numbers_are_not_saved(root, table):
+    with pytest.raises(TrainingDiverged, match=r"step 1: '.*' holds values that are not finite"):
+        run_ranks(1, ruined, root, table, timeout_s=DEADLINE_S)
+    assert not list((root / "run").glob("checkpoints/step-*"))
+
+
+def test_a_metric_to_stop_by_that_is_not_measured_is_told_before_the_first_step(root):
+    changes = {"eval.early_stop.metric": "aucc", "eval.early_stop.patience": 1}
+    with pytest.raises(ConfigError, match=r"eval.early_stop.metric: 'aucc' is not measured. Did you mean 'auc'"):
+        run_ranks(1, run, Job(root, changes), timeout_s=DEADLINE_S)
+    assert not (root / "run" / "metrics.jsonl").exists()
+
+
+def test_an_empty_split_is_told_before_the_first_step(root):
+    (root / "data").unlink()
+    prepare(Synthetic(rows=300, valid=0.2, test=0.0, sparse=4, table_rows=100), root / "data")
+    manifest = root / "data" / "dataset.json"
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"splits": values["splits"] | {"test": []}}))
+    with pytest.raises(DataError, match=r"split 'test' has no rows. Prepare the data .* leave data.valid or data.test"):
+        run_ranks(1, run, Job(root), timeout_s=DEADLINE_S)
+    assert not (root / "run" / "metrics.jsonl").exists()
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_first_unharmed(root):
+    with locked(_made(root / "run")), pytest.raises(ConfigError, match=r"process \d+ on .* trains into this folder"):
+        run_ranks(2, run, Job(root), timeout_s=DEADLINE_S)
+    assert sorted(path.name for path in (root / "run").iterdir()) == [".lock", "checkpoints", "logs"]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_missing_split_is_told_before_the_first_step(root):

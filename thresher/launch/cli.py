@@ -88,7 +88,7 @@ def train(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(
     run_dir: RunDir,
     split: Annotated[str, typer.Option(help="The split to measure; empty for the run's `data.test`.")] = "",
-    checkpoint: Annotated[int, typer.Option(min=-1, help="Step of a checkpoint; -1 for the newest intact one.")] = -1,
+    checkpoint: Annotated[int, typer.Option(min=-1, help="Step of a checkpoint; -1 for the best or newest.")] = -1,
     processes: Annotated[int, typer.Option(min=0, help="Processes; 0 for as many as the run had.")] = 0,
 ) -> None:
     """Measure a trained model on held-out rows.

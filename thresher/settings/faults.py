@@ -129,6 +129,8 @@ def _sentence(detail: ErrorDetails) -> tuple[str, str]:
     if sort == "string_pattern_mismatch":
         return f"{given} does not fit the pattern {context['pattern']}", "use letters, digits and underscores"
     expected = EXPECTED.get(sort.partition("_")[0])
+    if expected == "text" and detail["input"] is None:
+        return "expects text, got nothing", "write '\"\"', both kinds of quotes in a shell, for an empty one"
     if expected:
         return f"expects {expected}, got {given}", CURES.get(expected, f"write {expected}")
     return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {given}", "correct the value"

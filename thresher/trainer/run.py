@@ -25,6 +25,7 @@ from thresher.trainer.meter import Meter
 from thresher.trainer.model import Ranker
 from thresher.trainer.rates import Rates
 from thresher.trainer.state import TrainState, require_measured
+from thresher.trainer.step import require_finite_weights
 from thresher.trainer.world import World
 from thresher.versions import versions
 
@@ -231,6 +232,7 @@ class Training:
             "seed": config.seed,
             "plan": self.parts.sharded.plan.model_dump(),
         }
+        require_finite_weights(self.parts.sharded.wrapped, state.step)
         saved = store.save(state.step, self.parts.state(), facts)
         return SaveRecord(saved.step, saved.path, saved.seconds, saved.bytes)
 

@@ -15,8 +15,11 @@ from thresher.trainer.config import TrainConfig
 from thresher.trainer.model import Model
 
 
+CURE = "lower optim.dense.lr or optim.tables.lr, warm up (optim.schedule.warmup_steps) or set train.clip_norm"
+
+
 class TrainingDiverged(ThresherError):
-    """The loss is no finite number; the step was not taken."""
+    """The loss or a weight is no finite number; what the newest checkpoint holds is."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,21 @@ def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextMana
     return nullcontext()
 
 
+def require_finite_weights(model: nn.Module, step: int) -> None:
+    """Refuses to go on with weights that are no numbers: a checkpoint of them could never be trained on.
+
+    Only this rank's part is looked at. A row that few samples touch may be broken long before a loss shows it.
+
+    Raises:
+        TrainingDiverged: names the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        # In float64 finite floats do not add up to infinity; what is not finite stays so in a sum.
+        if not math.isfinite(float(parameter.detach().sum(dtype=torch.float64))):
+            raise TrainingDiverged(f"'{name}' holds values that are not finite", where=f"step {step}", fix=CURE)
+
+
 def _require_finite(loss: Tensor, step: int) -> None:
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingDiverged(
-            f"the loss is {value}",
-            where=f"step {step}",
-            fix="lower optim.dense.lr or optim.tables.lr, warm up (optim.schedule.warmup_steps) or set train.clip_norm",
-        )
+        raise TrainingDiverged(f"the loss is {value}", where=f"step {step}", fix=CURE)

@@ -33,3 +33,5 @@ class Report(Callback):
             build_report(self._folder)
         except (OSError, ThresherError) as error:
             log.warning("the report was not written: %s", error)
+        except Exception:
+            log.exception("the report was not written; this is a bug of Thresher, and no reason to lose the run")
