@@ -10,7 +10,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     WeightDecayMode,
 )
 
-from thresher.embeddings.optimizers import TableOptimizer, dense_equivalent, fused_params
+from thresher.embeddings.optimizers import ReplicatedTables, TableOptimizer, fused_params
 from thresher.errors import ConfigError
 from thresher.settings import parse
 
@@ -21,7 +21,7 @@ def test_dense_gradients_update_touched_rows_by_the_formula_and_leave_others(nam
     generator = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(6, 4, generator=generator))
     expected, state = weight.detach().clone(), torch.zeros(6, 4)
-    optimizer = dense_equivalent(settings, [weight])
+    optimizer = ReplicatedTables({"bags.t.weight": weight}, settings)
     for step in range(3):
         gradient = torch.randn(6, 4, generator=generator)
         gradient[step + 2 :] = 0

@@ -9,15 +9,15 @@ For a row w with gradient g of D columns, learning rate a:
 g = 0 leaves w and s as they are in all three, so a dense update of a whole table equals the update of touched rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from pydantic import Field, model_validator
-from torch import nn
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torch import Tensor, nn
+from torchrec.optim.keyed import KeyedOptimizer
 
 from thresher.embeddings.tables import FLOAT_BYTES
 from thresher.settings import Settings
@@ -61,12 +61,51 @@ def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
     return params | {"eps": optimizer.eps, "bounds_check_mode": BoundsCheckMode.FATAL}
 
 
-def dense_equivalent(optimizer: TableOptimizer, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """An optimizer that does to dense gradients [rows, dim] of replicated tables what the fused one does to rows."""
-    match optimizer.name:
-        case "sgd":
-            return torch.optim.SGD(params, lr=optimizer.lr)
-        case "adagrad":
-            return torch.optim.Adagrad(params, lr=optimizer.lr, eps=optimizer.eps)
-        case "rowwise_adagrad":
-            return RowWiseAdagrad(params, lr=optimizer.lr, eps=optimizer.eps)  # type: ignore[no-any-return]
+class ReplicatedTables(KeyedOptimizer):  # type: ignore[misc]
+    """Does to dense gradients [rows, dim] of replicated tables what the fused optimizer does to rows.
+
+    Its state has the fused one's names and shapes (``<table>.momentum1``: [rows] or [rows, dim]), so that a checkpoint
+    loads whether a table is replicated or cut. Gradients are forgotten once applied.
+
+    Args:
+        tables: ``<path>.<table>.weight`` to its parameter.
+    """
+
+    def __init__(self, tables: Mapping[str, nn.Parameter], settings: TableOptimizer) -> None:
+        self._settings = settings
+        state = {weight: self._fresh(key.split(".")[-2], weight) for key, weight in tables.items()}
+        super().__init__(tables, state, [{"params": list(tables.values()), "lr": settings.lr}])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Applies pending gradients."""
+        rate = next(iter(self.param_groups))["lr"]
+        for weight in self.params.values():
+            if weight.grad is not None:
+                self._update(weight, weight.grad, rate)
+        # Only now: tables of one collection are slices of one tensor, whose gradient goes with the first one's.
+        for weight in self.params.values():
+            weight.grad = None
+
+    def _fresh(self, table: str, weight: nn.Parameter) -> dict[str, Tensor]:
+        match self._settings.name:
+            case "sgd":
+                return {}
+            case "adagrad":
+                return {f"{table}.momentum1": torch.zeros_like(weight)}
+            case "rowwise_adagrad":
+                return {f"{table}.momentum1": torch.zeros_like(weight[:, 0])}
+
+    def _update(self, weight: nn.Parameter, gradient: Tensor, rate: float) -> None:
+        if self._settings.name == "sgd":
+            weight.sub_(gradient, alpha=rate)
+            return
+        (momentum,) = self.state[weight].values()
+        square = gradient.square()
+        if self._settings.name == "adagrad":
+            momentum.add_(square)
+            scale = momentum
+        else:
+            momentum.add_(square.mean(1))
+            scale = momentum.unsqueeze(1)
+        weight.addcdiv_(gradient, scale.sqrt().add_(self._settings.eps), value=-rate)

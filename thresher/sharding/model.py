@@ -9,11 +9,11 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.types import ShardingEnv
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from thresher.embeddings.init import fill, init_scale
-from thresher.embeddings.optimizers import TableOptimizer, dense_equivalent
+from thresher.embeddings.optimizers import ReplicatedTables, TableOptimizer
 from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
 from thresher.sharding.check import check_plan
@@ -45,8 +45,7 @@ class ShardedModel:
         self._dense = {name: parameter for name, parameter in named.items() if name not in keys}
         parts = [("", wrapped.fused_optimizer)]
         if self._replicated:
-            replicated = _ReplicatedTables(self._replicated, lambda params: dense_equivalent(optimizer, params))
-            parts.append(("", replicated))
+            parts.append(("", ReplicatedTables(self._replicated, optimizer)))
         self.table_optimizer = CombinedOptimizer(parts)
         wrapped.register_forward_pre_hook(self._require_stepped)
 
@@ -67,15 +66,6 @@ class ShardedModel:
     def _require_stepped(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
         if torch.is_grad_enabled() and any(parameter.grad is not None for parameter in self._replicated.values()):
             raise RuntimeError("gradients of data-parallel tables are pending: call step_tables() after each backward")
-
-
-class _ReplicatedTables(KeyedOptimizerWrapper):  # type: ignore[misc]
-    """Forgets gradients once applied, so that a ``step`` that only passes on a learning rate applies none twice."""
-
-    def step(self, closure: None = None) -> None:
-        super().step(closure)
-        for parameter in self.params.values():
-            parameter.grad = None
 
 
 def shard(

@@ -109,7 +109,7 @@ def _spans(columns: Columns) -> str:
 
 
 def _cure(key: str) -> str:
-    """What to do about a key that one side lacks; replicated tables keep row state under other names."""
+    """What to do about a key that one side lacks."""
     if key.startswith(f"{TABLE_OPTIMIZER}."):
-        return "keep the same tables data-parallel, and the same table optimizer, as when it was saved"
+        return "keep the tables and the table optimizer that it was saved with"
     return "load it into the model it was saved from"
