@@ -14,8 +14,9 @@ GOOD = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "
 
 def test_place_is_what_torchrun_says() -> None:
     assert read_place(GOOD) == Place(rank=3, world=4, local_rank=1, local_world=2)
-    more = read_place(GOOD | {"THRESHER_LOG_DIR": "/logs", "TORCHELASTIC_ERROR_FILE": "/error.json"})
-    assert (more.log_dir, more.error_file) == (Path("/logs"), Path("/error.json"))
+    told = {"THRESHER_LOG_DIR": "/logs", "TORCHELASTIC_ERROR_FILE": "/error.json", "THRESHER_LAUNCHER": "17"}
+    more = read_place(GOOD | told)
+    assert (more.log_dir, more.error_file, more.launcher) == (Path("/logs"), Path("/error.json"), 17)
 
 
 @pytest.mark.parametrize(

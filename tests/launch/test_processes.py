@@ -159,6 +159,14 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
         assert gone(pids, within_s=5)
 
 
+def test_a_rank_whose_launcher_died_before_it_began_ends_at_once(tmp_path: Path) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "THRESHER_LAUNCHER": "1"}
+    command = [sys.executable, "-m", "tests.launch.ranks", "sleeps", str(tmp_path)]
+    ended = subprocess.run(command, env=os.environ | place, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S)
+    assert ended.returncode == 2
+    assert "the launcher, process 1, ended before this rank began. Start the run again" in ended.stderr
+
+
 def test_one_killed_rank_ends_the_others(tmp_path: Path) -> None:
     with sleeping_ranks(tmp_path) as (launcher, pids):
         os.kill(pids[1], signal.SIGKILL)

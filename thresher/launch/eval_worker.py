@@ -14,7 +14,7 @@ def evaluate(place: Place, arguments: Sequence[str]) -> None:
 
     Args:
         arguments: the run's folder; the split, empty for the run's ``data.test``, or its ``data.valid`` where there
-            is no test split; the step of a checkpoint, -1 for the newest intact one.
+            is no test split; the step of a checkpoint, -1 for the best one with early stopping, else the newest.
 
     Raises:
         ConfigError: the folder is no run directory, or the run has no held-out split.

@@ -9,6 +9,9 @@ from thresher.errors import LaunchError
 LOG_DIR = "THRESHER_LOG_DIR"
 """Set by ``thresher train`` for its ranks: the folder of their logs."""
 
+LAUNCHER = "THRESHER_LAUNCHER"
+"""Set by ``thresher train`` for its ranks: the process that started them."""
+
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Set by torch elastic, and so by torchrun: where a dying rank leaves its report."""
 
@@ -22,6 +25,7 @@ class Place:
         local_rank: the same on this machine, among ``local_world``.
         log_dir: folder of the ranks' logs; None under torchrun, which has its own.
         error_file: where to leave a report of a failure; None for nowhere.
+        launcher: process id of the launcher that this rank must not outlive; 0 under torchrun.
     """
 
     rank: int
@@ -30,6 +34,7 @@ class Place:
     local_world: int
     log_dir: Path | None = None
     error_file: Path | None = None
+    launcher: int = 0
 
 
 def read_place(environment: Mapping[str, str]) -> Place:
@@ -54,6 +59,7 @@ def read_place(environment: Mapping[str, str]) -> Place:
         local_world=local_world,
         log_dir=Path(log_dir) if log_dir else None,
         error_file=Path(error_file) if error_file else None,
+        launcher=_number(environment, LAUNCHER) if LAUNCHER in environment else 0,
     )
 
 

@@ -16,7 +16,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from thresher.errors import LaunchError
 from thresher.launch.failure import Failure, Interrupted, RankFailed, first, of_process
-from thresher.launch.place import ERROR_FILE, LOG_DIR
+from thresher.launch.place import ERROR_FILE, LAUNCHER, LOG_DIR
 
 GRACE_S = 5
 """How long ranks may take to end when the launcher is told to."""
@@ -81,6 +81,7 @@ class _RankLogs(LogsSpecs):
         for rank, environment in envs.items():
             environment |= self.environment
             environment[LOG_DIR] = str(self.log_dir)
+            environment[LAUNCHER] = str(os.getpid())
             environment[ERROR_FILE] = str(self.reports / f"rank-{rank}.json")
         terminal = dict.fromkeys(envs, "")
         return LogsDest(terminal, terminal, error_files={rank: env[ERROR_FILE] for rank, env in envs.items()})

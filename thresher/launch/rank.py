@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from thresher.errors import LaunchError
 from thresher.launch.failure import Failure, leave_report, of_exception
 from thresher.launch.logs import log_file, open_logs
 from thresher.launch.place import Place, read_place
@@ -33,7 +34,7 @@ def _attempt(work: Callable[[Place], None]) -> int:
     place = None
     try:
         place = read_place(os.environ)
-        _die_with_launcher()
+        _die_with_launcher(place.launcher)
         open_logs(place)
         faulthandler.enable()
         work(place)
@@ -44,11 +45,21 @@ def _attempt(work: Callable[[Place], None]) -> int:
     return 0
 
 
-def _die_with_launcher() -> None:
-    """Interrupts end this process even while it waits inside a collective; so does the end of its parent (Linux)."""
+def _die_with_launcher(launcher: int) -> None:
+    """Interrupts end this process even while it waits inside a collective; so does the end of its parent (Linux).
+
+    Raises:
+        LaunchError: the launcher has ended already, and will not tell.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if launcher and os.getppid() != launcher:
+        raise LaunchError(
+            f"the launcher, process {launcher}, ended before this rank began",
+            where=f"process {os.getpid()}",
+            fix="start the run again",
+        )
 
 
 def _tell(failure: Failure, place: Place | None) -> None:

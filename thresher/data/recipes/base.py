@@ -53,7 +53,7 @@ class Recipe(Settings, ABC):
 
     Attributes:
         recipe: the name users type.
-        summary: one line for ``thresher data --help``.
+        summary: one line for ``thresher data recipes``.
     """
 
     recipe: ClassVar[str]
