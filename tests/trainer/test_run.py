@@ -147,6 +147,21 @@ def test_a_run_that_goes_on_ends_bit_equal_with_one_that_never_stopped(root, dat
             assert torch.equal(weight, b.weights[name]), name
 
 
+def test_a_run_goes_on_with_another_number_of_ranks(root, data, tmp_path_factory):
+    """The same samples in the same order: losses agree to rounding with those of a run that never stopped."""
+    other = tmp_path_factory.mktemp("straight")
+    (other / "data").symlink_to(data / "data")
+    changes = {"train.log_every": 1, "data.valid": "", "data.test": ""}
+    run_ranks(2, run, Job(root, changes | {"train.max_steps": 10}), timeout_s=DEADLINE_S)
+    run_ranks(1, run, Job(root, changes | {"train.max_steps": 16}), timeout_s=DEADLINE_S)
+    run_ranks(4, run, Job(root, changes | {"train.max_steps": 20}), timeout_s=DEADLINE_S)
+    run_ranks(1, run, Job(other, changes | {"train.max_steps": 20}), timeout_s=DEADLINE_S)
+    changed = [record["loss"] for record in records(root, "train")]
+    straight = [record["loss"] for record in records(other, "train")]
+    assert len(changed) == len(straight) == 20
+    assert max(abs(a - b) for a, b in zip(changed, straight, strict=True)) < 1e-5
+
+
 def test_accumulated_dense_gradients_are_those_of_the_whole_batch(root, data, tmp_path_factory):
     """Tables hardly move here: they are updated at every micro-batch, which the next micro-batch would see."""
     other = tmp_path_factory.mktemp("whole")
