@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import resource
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from thresher.trainer.callbacks.records import Records
 from thresher.trainer.callbacks.report import Report
 from thresher.trainer.callbacks.sinks import Forward
 from thresher.trainer.callbacks.tensorboard import TensorBoard
-from thresher.trainer.report.files import read_facts, read_records
+from thresher.trainer.report.files import read_facts, read_records, write_atomically
 from thresher.trainer.world import World
 
 
@@ -189,6 +190,50 @@ def test_tensorboard_is_told_finite_scalars_and_hides_what_is_done_again(facts: 
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 9.0), (20, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("eval/valid/hr_at_10")] == [(20, 0.25)]
     assert {"eval/valid/gauc", "train/auc"}.isdisjoint(events.Tags()["scalars"])
+
+
+class Fickle:
+    """A sink that takes one record and then fails at everything."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def start(self, facts: RunFacts) -> None:
+        self.calls.append("start")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self.calls.append(f"scalars {step}")
+        if step > 10:
+            raise OSError("No space left on device")
+
+    def end(self, record: EndRecord) -> None:
+        self.calls.append("end")
+
+
+def test_a_sink_that_fails_is_left_alone_and_the_run_goes_on(facts: RunFacts, caplog) -> None:
+    sink = Fickle()
+    callback = Forward(sink)
+    callback.on_start(facts)
+    for step in (10, 20, 30):
+        callback.on_step(step_record(step))
+    callback.on_eval(EvalRecord(30, "valid", 7, 0.5, {"auc": 0.75}))
+    callback.on_end(EndRecord("done", 30, 1.0, {}))
+    assert sink.calls == ["start", "scalars 10", "scalars 20"]
+    assert caplog.text.count("Fickle gets no more of this run: OSError: No space left on device") == 1
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_no_part(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "report.html"
+    write_atomically(path, "old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, "new")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_text() == "old"
 
 
 def test_a_bug_in_the_report_does_not_stop_the_run(tmp_path, monkeypatch, caplog) -> None:

@@ -14,7 +14,6 @@ from thresher.sharding.model import ShardedModel
 from thresher.trainer.config import TrainConfig
 from thresher.trainer.model import Model
 
-
 CURE = "lower optim.dense.lr or optim.tables.lr, warm up (optim.schedule.warmup_steps) or set train.clip_norm"
 
 

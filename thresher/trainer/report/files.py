@@ -15,6 +15,7 @@ seconds); a value that is not finite is null. By kind::
 import json
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,22 @@ def to_line(record: Record) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces ``path``: a reader, or a kill, meets the old text or the new one, never a part."""
+    """Replaces ``path``: a reader, or a kill, meets the old text or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written. Nothing is left of the attempt: what fills a disk must not keep it full.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def _read_json(path: Path) -> object:
