@@ -44,6 +44,7 @@ def test_state_keeps_the_best_and_counts_stale_evaluations():
     assert (state.best_step, state.cursor) == (1, 10)
     worse = state.stepped(10).evaluated({"auc": 0.6}, "auc", 0.0)
     assert (worse.best_step, worse.stale_evals, worse.best_metrics) == (1, 1, {"auc": 0.7})
+    assert state.stepped(10).evaluated({"auc": 0.7}, "auc", 0.0).stale_evals == 1
     better = worse.stepped(10).evaluated({"auc": 0.8}, "auc", 0.0)
     assert (better.best_step, better.stale_evals) == (3, 0)
 
