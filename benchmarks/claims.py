@@ -190,7 +190,7 @@ def record(outcomes: list[Outcome], path: Path = CLAIMS) -> None:
                 "value": float(f"{outcome.value:.5g}"),
                 "date": environment.get("date", today)[:10],
                 "commit": environment.get("commit", "unknown"),
-                "hardware": environment.get("hardware", "unknown"),
+                "hardware": _hardware(environment),
             }
         )
         start = next(i for i, line in enumerate(lines) if line.strip() == f"- id: {outcome.claim.id}")
@@ -199,6 +199,13 @@ def record(outcomes: list[Outcome], path: Path = CLAIMS) -> None:
         last = max(i for i, line in enumerate(block) if line.strip())
         lines[start:stop] = [*block[: last + 1], f"    measured: {entry}", *block[last + 1 :]]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _hardware(environment: dict[str, Any]) -> str:
+    """A word on the machine: the accelerator, or processor and cores."""
+    if environment.get("device", "cpu") != "cpu":
+        return str(environment["device"])
+    return f"{environment.get('cpu', 'unknown')}, {environment.get('cores', '?')} cores"
 
 
 def readme_block(claims: tuple[Claim, ...]) -> str:

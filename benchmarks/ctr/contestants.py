@@ -38,6 +38,7 @@ class Task:
         model: ``lr``, ``deepfm`` or ``dcnv2``.
         lr: of Adam, dense and sparse.
         table_lr: of our tables' row-wise Adagrad.
+        scale: our tables start uniform in (-scale, scale).
     """
 
     model: str
@@ -46,6 +47,7 @@ class Task:
     dropout: float = 0.0
     lr: float = 1e-3
     table_lr: float = 0.02
+    scale: float = 1e-3
 
     def config(self) -> ModelConfig:
         """Our model."""
@@ -79,7 +81,7 @@ class Ours(Contestant):
     def __init__(self, task: Task, schema: Schema, seed: int) -> None:
         torch.manual_seed(seed)
         self.model: Model = task.config().build(schema, torch.device("meta"))
-        tables = TableOptimizer(lr=task.table_lr)
+        tables = TableOptimizer(lr=task.table_lr, init_scale=task.scale)
         plan = make_plan(self.model, world=1, local_world=1, device="cpu", optimizer=tables)
         self.sharded = shard(self.model, plan, device=CPU, optimizer=tables, seed=seed)
         dense = dense_optimizer(self.sharded.dense_parameters(), DenseOptimizer(lr=task.lr))
