@@ -36,12 +36,12 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """The ``train.log_every`` steps up to ``step``.
+    """The ``train.log_every`` steps up to ``step``; fewer at the end of a run and in the first record after a resume.
 
     Attributes:
         samples: samples consumed by all ranks since the beginning of the run.
         loss: mean over those steps and all ranks.
-        auc: of rank 0's training samples of those steps, first label; NaN where it is undefined.
+        auc: of rank 0's newest 65,536 training samples, first label; NaN where it is undefined.
         samples_per_s: over all ranks.
         data_wait: share of the time spent waiting for the reader, largest over ranks.
         grad_norm: norm of the dense gradient at ``step`` before clipping; NaN where it is not computed.
