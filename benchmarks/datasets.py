@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "benchmarks"
 ARCHIVES = ROOT.parent / "shared" / "data"
 WHEELS = ROOT / "data" / "wheels"
-FREQUENT: dict[str, Any] = {"ids": "vocabulary", "min_count": 10, "buckets": True}
+FREQUENT: dict[str, Any] = {"ids": "vocabulary", "min_count": 10}
 """Most ids of the sample are rare; those share a row."""
 SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "completejourney": ("completejourney", {"cache": str(WHEELS)}),

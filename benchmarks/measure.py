@@ -178,6 +178,16 @@ def options(given: argparse.Namespace) -> Options:
     return Options(quick=given.quick, json=given.json)
 
 
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table; floats are shown with three significant digits."""
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column, justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    Console(width=140).print(table)
+
+
 def report(
     title: str,
     columns: Sequence[str],
@@ -196,12 +206,7 @@ def report(
         chosen: the command line.
         threads: compute threads used, for the environment.
     """
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*(_cell(value) for value in row))
-    Console(width=140).print(table)
+    show(title, columns, rows)
     text = json.dumps({"environment": environment(threads), "options": _plain(chosen), "results": results})
     if chosen.json is None:
         print(text)

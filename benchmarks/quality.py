@@ -49,14 +49,14 @@ RUNS: dict[str, dict[str, Plain]] = {
         "lr": settings({"name": "lr"}, 4, 256, {"lr": 3e-3}, {"lr": 0.01, "init_scale": 1e-4}),
         "fm": settings({"name": "fm", "dim": 4}, 3, 256, {"lr": 1e-3}, {"lr": 0.006, "init_scale": 0.01}),
         "deepfm": settings(
-            {"name": "deepfm", "dim": 8, "mlp": small_mlp((64, 32), 0.2)},
-            2,
+            {"name": "deepfm", "dim": 8, "mlp": small_mlp((64, 32), 0.3)},
+            3,
             256,
             ADAMW,
             {"lr": 0.005, "init_scale": 1e-3},
         ),
         "dcnv2": settings(
-            {"name": "dcnv2", "dim": 8, "layers": 2, "mlp": small_mlp((64, 32), 0.3)},
+            {"name": "dcnv2", "dim": 8, "layers": 2, "mlp": small_mlp((64, 32), 0.2)},
             2,
             256,
             ADAMW,

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.ctr.auc import auc_table
+from benchmarks.ctr.auc import auc_gaps, auc_rows, auc_table
 from benchmarks.ctr.contestants import NAMES, Contestant, Task, contestant, one_rank
 from benchmarks.ctr.rows import Rows, synthetic
 
@@ -90,7 +90,10 @@ def main() -> None:
                     repetitions = (5 if total > 100_000 else 9) if chosen.quick else 15
                     found[f"{model}_{label}_b{size}"] = steps(Task(model, hidden=HIDDEN), total, size, repetitions)
         quality = {} if given.no_auc else auc_table(seeds=2 if chosen.quick else 3)
-    results: dict[str, Any] = {"steps": found, "slowest": slowest(found), "auc": quality}
+    results: dict[str, Any] = {"steps": found, "slowest": slowest(found), "auc": quality, "auc_gap": auc_gaps(quality)}
+    if quality:
+        heads = ["data, model", *(f"{name} {what}" for name in NAMES for what in ("AUC", "spread"))]
+        measure.show("Held-out AUC, same epochs", heads, auc_rows(quality))
     columns = ["model_rows_batch", "x FuxiCTR (CPU)", "x FuxiCTR (wall)", "x SparseAdam", *(f"{n} ms" for n in NAMES)]
     measure.report("A training step; ours is so many times faster", columns, step_rows(found), results, chosen)
 

@@ -69,6 +69,14 @@ def auc(scores: Tensor, labels: Tensor) -> float:
     return metrics.compute()["auc"]
 
 
+def auc_gaps(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """How far our mean AUC is above FuxiCTR's, by data set and model."""
+    return {
+        data: {model: ones["ours"]["mean"] - ones["fuxictr"]["mean"] for model, ones in models.items()}
+        for data, models in found.items()
+    }
+
+
 def auc_rows(found: dict[str, Any]) -> list[list[object]]:
     """One line a model: mean and spread of each contestant."""
     return [
