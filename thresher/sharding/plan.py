@@ -90,8 +90,10 @@ class Plan(Settings):
         return sum(shard.bytes for table in self.tables for shard in table.shards if shard.rank == rank)
 
     def save(self, path: Path) -> None:
-        """Writes the plan as JSON."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Writes the plan as JSON; a kill leaves the old file or the new one."""
+        partial = path.with_suffix(".partial")
+        partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
