@@ -1,13 +1,13 @@
-"""A training step of LR, DeepFM and DCN V2 beside FuxiCTR 2.3.10 and torch's SparseAdam; held-out AUC beside the speed.
+"""A training step of LR, DeepFM and DCN V2 beside FuxiCTR 2.3.10 and torch's SparseAdam.
 
-``python -m benchmarks.train_ctr [--quick] [--no-auc] [--json PATH]``
+``python -m benchmarks.train_ctr [--quick] [--json PATH]``
 
 One process, one thread, data in memory: 26 tables of equal size, one id each, 13 floats, embeddings of 16, the same
 hidden layers. A step is forward, loss, backward and update, gradients clipped at norm 10 (FuxiCTR's default). The
 contestants take their steps in turn; medians of CPU seconds of the whole process and of wall seconds, ratios of the two
 steps of one round. The models differ where the projects do: FuxiCTR embeds each float (a [1, 16] matrix), our DCN V2
 takes floats as they are. The update rules differ too: FuxiCTR's Adam moves every row of every table, SparseAdam and our
-row-wise Adagrad the rows of the batch. So AUCs of the same rows, splits and epochs stand beside the times.
+row-wise Adagrad the rows of the batch. So AUCs stand beside the times: :mod:`benchmarks.auc_ctr`.
 """
 
 import statistics
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from benchmarks import measure
-from benchmarks.ctr.auc import auc_gaps, auc_rows, auc_table
 from benchmarks.ctr.contestants import NAMES, Contestant, Task, contestant, one_rank
 from benchmarks.ctr.rows import Rows, synthetic
 
@@ -78,9 +77,7 @@ def step_rows(found: Mapping[str, Mapping[str, Any]]) -> list[list[object]]:
 def main() -> None:
     """Measures and reports."""
     parser = measure.parser("train_ctr: a training step beside FuxiCTR")
-    parser.add_argument("--no-auc", action="store_true", help="times only")
-    given = parser.parse_args()
-    chosen = measure.options(given)
+    chosen = measure.options(parser.parse_args())
     torch.set_num_threads(1)
     found: dict[str, dict[str, Any]] = {}
     with one_rank():
@@ -89,11 +86,7 @@ def main() -> None:
                 for size in BATCHES:
                     repetitions = (5 if total > 100_000 else 9) if chosen.quick else 15
                     found[f"{model}_{label}_b{size}"] = steps(Task(model, hidden=HIDDEN), total, size, repetitions)
-        quality = {} if given.no_auc else auc_table(seeds=2 if chosen.quick else 3)
-    results: dict[str, Any] = {"steps": found, "slowest": slowest(found), "auc": quality, "auc_gap": auc_gaps(quality)}
-    if quality:
-        heads = ["data, model", *(f"{name} {what}" for name in NAMES for what in ("AUC", "spread"))]
-        measure.show("Held-out AUC, same epochs", heads, auc_rows(quality))
+    results: dict[str, Any] = {"steps": found, "slowest": slowest(found)}
     columns = ["model_rows_batch", "x FuxiCTR (CPU)", "x FuxiCTR (wall)", "x SparseAdam", *(f"{n} ms" for n in NAMES)]
     measure.report("A training step; ours is so many times faster", columns, step_rows(found), results, chosen)
 
