@@ -288,8 +288,7 @@ def test_too_many_bad_rows_fail(tmp_path):
     assert len(list(reader(data, max_bad_share=0.05, quarantine=tmp_path / "other").sweep())) == 13
     stream = reader(data, max_bad_share=0.049, quarantine=tmp_path / "third").stream(0)
     with pytest.raises(BadBatch, match=r"10 of 200 rows are bad"):
-        for _ in range(14):
-            next(stream)
+        list(islice(stream, 14))
 
 
 def test_a_row_group_of_bad_rows_only(tmp_path):
