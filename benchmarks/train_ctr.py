@@ -5,9 +5,13 @@
 One process, one thread, data in memory: 26 tables of equal size, one id each, 13 floats, embeddings of 16, the same
 hidden layers. A step is forward, loss, backward and update, gradients clipped at norm 10 (FuxiCTR's default). The
 contestants take their steps in turn; medians of CPU seconds of the whole process and of wall seconds, ratios of the two
-steps of one round. The models differ where the projects do: FuxiCTR embeds each float (a [1, 16] matrix), our DCN V2
-takes floats as they are. The update rules differ too: FuxiCTR's Adam moves every row of every table, SparseAdam and our
-row-wise Adagrad the rows of the batch. So AUCs stand beside the times: :mod:`benchmarks.auc_ctr`.
+steps of one round.
+
+FuxiCTR's wheel holds its layers and its base class with the training step; these three models stand only in its
+repository (the wheel's DCNv2 is one for long sequences), so they are put together from its layers. The models differ
+where the projects do: FuxiCTR embeds each float (a [1, 16] matrix), our DCN V2 takes floats as they are, so its input
+is narrower. The update rules differ too: FuxiCTR's Adam moves every row of every table, SparseAdam and our row-wise
+Adagrad the rows of the batch. So AUCs stand beside the times: :mod:`benchmarks.auc_ctr`.
 """
 
 import statistics
