@@ -52,6 +52,14 @@ class BadBatch(DataError):
     """Rows hold values that the schema forbids, beyond what the configuration tolerates."""
 
 
+class BadIds(DataError):
+    """Ids of a batch are no rows of their table, or bags are not in order."""
+
+
+class BadGradient(ThresherError):
+    """A gradient of an embedding row is no finite number."""
+
+
 class PlanError(ThresherError):
     """A sharding plan does not fit the tables, the ranks or the memory."""
 

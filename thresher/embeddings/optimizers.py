@@ -10,44 +10,81 @@ g = 0 leaves w and s as they are in all three, so a dense update of a whole tabl
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torchrec.optim.keyed import KeyedOptimizer
 
+from thresher.embeddings.kernels.rules import HAS_SCALAR, NEVER, VECTORS, RowOptimizerName, UpdateRule
 from thresher.embeddings.tables import FLOAT_BYTES
 from thresher.settings import Settings
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TableOptimizer(Settings):
     """The optimizer of the embedding tables, applied inside the backward to the touched rows only.
 
     Attributes:
+        name: arithmetic of each in ``kernels/rules.py``.
+        betas: of ``adam`` and ``rowwise_adam``.
+        ftrl_beta, l1, l2: of ``ftrl``.
+        weight_decay: strength of the decay of touched rows; ``decay`` adds it to the gradient (l2) or shrinks the row
+            by lr x weight_decay before the step (decoupled).
+        column_state: what row-wise optimizers do where a table is cut by columns. ``exact`` sums squares over the whole
+            row (a small all-reduce); ``separate`` keeps a scalar for each column shard, as TorchRec does.
         init_scale: rows start uniform in (-init_scale, init_scale); 0 for 1/sqrt(rows) of the table.
     """
 
-    name: Literal["rowwise_adagrad", "adagrad", "sgd"] = "rowwise_adagrad"
+    name: RowOptimizerName = "rowwise_adagrad"
     lr: float = Field(default=0.02, gt=0)
     eps: float = Field(default=1e-8, gt=0)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    ftrl_beta: float = Field(default=1.0, ge=0)
+    l1: float = Field(default=0.0, ge=0)
+    l2: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    decay: Literal["l2", "decoupled"] = "l2"
+    column_state: Literal["exact", "separate"] = "exact"
     init_scale: float = Field(default=0.0, ge=0)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _no_weight_decay(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "weight_decay" in values:
-            raise ValueError(
-                "tables take no weight_decay: FBGEMM's CPU kernel ignores it without a word; "
-                "remove it (optim.dense.weight_decay is there for the dense part)"
-            )
-        return values
+    @property
+    def has_scalar(self) -> bool:
+        """Whether the optimizer keeps one number a row."""
+        return self.name in HAS_SCALAR
+
+    @property
+    def vectors(self) -> int:
+        """How many numbers the optimizer keeps for each weight."""
+        return VECTORS[self.name]
 
     def state_bytes(self, rows: int, dim: int) -> int:
-        """Bytes of optimizer state of a [rows, dim] table or shard."""
-        return {"sgd": 0, "rowwise_adagrad": rows, "adagrad": rows * dim}[self.name] * FLOAT_BYTES
+        """Bytes of fp32 optimizer state of a [rows, dim] table or shard."""
+        return rows * (self.has_scalar + dim * self.vectors) * FLOAT_BYTES
+
+    def rule(self, lr: float, step: int, priority_gain: float = 0.0, above: tuple[float, ...] = NEVER) -> UpdateRule:
+        """What update number ``step`` (from 1) of a table does, at learning rate ``lr``."""
+        first, second = self.betas
+        return UpdateRule(
+            name=self.name,
+            lr=lr,
+            eps=self.eps,
+            beta1=first,
+            beta2=second,
+            correction1=1.0 / (1.0 - first**step),
+            correction2=1.0 / (1.0 - second**step),
+            ftrl_beta=self.ftrl_beta,
+            l1=self.l1,
+            l2=self.l2,
+            weight_decay=self.weight_decay,
+            decay=self.decay,
+            priority_gain=priority_gain,
+            promote_above=above,
+        )
 
 
 def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:

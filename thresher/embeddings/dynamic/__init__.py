@@ -1,0 +1,1 @@
+"""Tables keyed by raw ids: admission, eviction, growth."""

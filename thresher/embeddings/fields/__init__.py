@@ -1,0 +1,1 @@
+"""F-Permutation: which fields earn their place."""

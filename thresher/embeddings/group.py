@@ -1,0 +1,110 @@
+"""Tables that are looked up together: one call forward, one call backward, which also updates them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from thresher.embeddings.kernels.backend import Backend, Sorted, Table, UpdateStats
+from thresher.embeddings.kernels.bags import Bags, Pooling
+from thresher.embeddings.kernels.rules import UpdateRule
+from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.rows.tiered import TieredTable
+
+RowSumExchange = Callable[[list[Tensor]], list[Tensor]]
+"""Adds up the sums of squares [U] of each table over its column shards. Collective."""
+
+
+@dataclass
+class StepContext:
+    """What all groups of a model share during a step.
+
+    Attributes:
+        importance: [B] fp32 weight of each sample of the (global) batch in the priorities of rows; None for ones.
+    """
+
+    importance: Tensor | None = None
+
+
+class TableGroup:
+    """Tables that one call looks up, and whose rows the backward of that call updates.
+
+    Args:
+        features: for each feature, in the order of the ids, the number of the table it reads.
+        exchange: needed where ``tables`` are column shards and the optimizer has exact row-wise state.
+
+    Attributes:
+        lr: learning rate of the next update.
+        stats: of the last update.
+        anchor: makes autograd call the backward; its gradient stays None.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        features: Sequence[int],
+        pooling: Pooling,
+        optimizer: TableOptimizer,
+        backend: Backend,
+        context: StepContext | None = None,
+        exchange: RowSumExchange | None = None,
+    ) -> None:
+        self.tables, self.features, self.pooling = tuple(tables), tuple(features), pooling
+        self.optimizer, self.backend, self.exchange = optimizer, backend, exchange
+        self.context = context or StepContext()
+        self.lr = optimizer.lr
+        self.stats = UpdateStats()
+        self.anchor = torch.zeros(0, device=tables[0].device, requires_grad=True)
+
+    def __call__(
+        self, ids: Tensor, offsets: Tensor, weights: Tensor | None = None, batch: Sequence[int] | None = None
+    ) -> Tensor:
+        """Vectors as :class:`Bags` describes; ``batch`` is given where features have different numbers of bags.
+
+        Raises:
+            BadIds: an id is no row of its table.
+        """
+        if batch is None:
+            batch = [(offsets.numel() - 1) // len(self.features)] * len(self.features)
+        bags = Bags(ids, offsets, weights, self.features, tuple(batch), self.pooling)
+        if not torch.is_grad_enabled():
+            return self.backend.lookup(self.tables, bags)
+        output: Tensor = _Lookup.apply(self.anchor, weights, self, bags)
+        return output
+
+    def update(self, found: Sorted, grad: Tensor) -> None:
+        """Applies the gradient of an output to the rows it came from."""
+        for table in self.tables:
+            table.advance()
+        rules = [self._rule(table) for table in self.tables]
+        sums = None
+        if self.exchange is not None:
+            sums = self.exchange(self.backend.row_sums(self.tables, found, grad, rules))
+        self.stats = self.backend.update(self.tables, found, grad, rules, self.context.importance, sums)
+
+    def _rule(self, table: Table) -> UpdateRule:
+        if not isinstance(table, TieredTable):
+            return self.optimizer.rule(self.lr, table.step)
+        above = tuple(table.gain * threshold for threshold in table.promote_above)
+        return self.optimizer.rule(self.lr, table.step, table.gain * table.decay, above)
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, weights: Tensor | None, group: TableGroup, bags: Bags) -> Tensor:
+        ctx.group, ctx.found = group, group.backend.sort(group.tables, bags)
+        return group.backend.lookup(group.tables, bags, ctx.found)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
+        group, found = ctx.group, ctx.found
+        grad = grad.contiguous()
+        weight_grad = None
+        if ctx.needs_input_grad[1]:
+            weight_grad = group.backend.weight_gradient(group.tables, found.bags, grad)
+        group.update(found, grad)
+        return None, weight_grad, None, None

@@ -1,0 +1,1 @@
+"""Lookup and update of rows: one contract, and the backends that fulfil it."""

@@ -1,0 +1,1 @@
+"""F-Quantization: which precision each row deserves."""

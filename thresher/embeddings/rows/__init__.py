@@ -1,0 +1,1 @@
+"""How rows are stored: formats, memory, and the two kinds of table."""
