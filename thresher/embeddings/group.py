@@ -1,6 +1,6 @@
 """Tables that are looked up together: one call forward, one call backward, which also updates them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from thresher.embeddings.dynamic.directory import IdDirectory
+from thresher.embeddings.dynamic.rows import DynamicRows
 from thresher.embeddings.kernels.backend import Backend, Sorted, Table, UpdateStats
 from thresher.embeddings.kernels.bags import Bags, Pooling
 from thresher.embeddings.kernels.rules import UpdateRule
@@ -34,6 +36,7 @@ class TableGroup:
 
     Args:
         features: for each feature, in the order of the ids, the number of the table it reads.
+        directories: by number of the table, for tables whose ids are raw: they get rows as they come.
         exchange: needed where ``tables`` are column shards and the optimizer has exact row-wise state.
 
     Attributes:
@@ -51,10 +54,12 @@ class TableGroup:
         backend: Backend,
         context: StepContext | None = None,
         exchange: RowSumExchange | None = None,
+        directories: Mapping[int, IdDirectory] | None = None,
     ) -> None:
         self.tables, self.features, self.pooling = tuple(tables), tuple(features), pooling
         self.optimizer, self.backend, self.exchange = optimizer, backend, exchange
         self.context = context or StepContext()
+        self.dynamic = DynamicRows(self.tables, directories, backend) if directories else None
         self.lr = optimizer.lr
         self.stats = UpdateStats()
         self.anchor = torch.zeros(0, device=tables[0].device, requires_grad=True)
@@ -70,9 +75,12 @@ class TableGroup:
         if batch is None:
             batch = [(offsets.numel() - 1) // len(self.features)] * len(self.features)
         bags = Bags(ids, offsets, weights, self.features, tuple(batch), self.pooling)
-        if not torch.is_grad_enabled():
+        training = torch.is_grad_enabled()
+        if self.dynamic is not None:
+            bags = self.dynamic.translate(bags, training)
+        if not training:
             return self.backend.lookup(self.tables, bags)
-        output: Tensor = _Lookup.apply(self.anchor, weights, self, bags)
+        output: Tensor = _Lookup.apply(self.anchor, weights, self, bags)  # type: ignore[no-untyped-call]
         return output
 
     def update(self, found: Sorted, grad: Tensor) -> None:
@@ -84,6 +92,8 @@ class TableGroup:
         if self.exchange is not None:
             sums = self.exchange(self.backend.row_sums(self.tables, found, grad, rules))
         self.stats = self.backend.update(self.tables, found, grad, rules, self.context.importance, sums)
+        if self.dynamic is not None:
+            self.dynamic.close()
 
     def _rule(self, table: Table) -> UpdateRule:
         if not isinstance(table, TieredTable):
@@ -99,7 +109,7 @@ class _Lookup(torch.autograd.Function):
         return group.backend.lookup(group.tables, bags, ctx.found)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor | None, None, None]:
         group, found = ctx.group, ctx.found
         grad = grad.contiguous()
