@@ -1,0 +1,100 @@
+"""Ids and offsets that are no rows and no bags stop a step before anything reads them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from thresher.embeddings.kernels.backend import Table
+from thresher.embeddings.kernels.bags import Bags
+from thresher.embeddings.rows.tiered import TieredTable
+from thresher.errors import BadIds
+
+_WHOLE = (torch.int32, torch.int64)
+
+
+def check_bags(tables: Sequence[Table], bags: Bags) -> None:
+    """Returns if every id is a row of its table and the offsets are in order.
+
+    Raises:
+        BadIds: names the first fault: of types and lengths, then of offsets, then of ids.
+    """
+    _check_form(bags)
+    _check_offsets(tables, bags)
+    bounds = bags.offsets[list(bags.first_bags)].tolist()
+    for feature, number in enumerate(bags.tables):
+        table = tables[number]
+        lowest = lowest_id(table)
+        ids = bags.ids[bounds[feature] : bounds[feature + 1]]
+        bad = (ids < lowest) | (ids >= table.rows)
+        if bool(bad.any()):
+            raise bad_id(tables, bags, bounds[feature] + int(bad.to(torch.int8).argmax()), feature)
+
+
+def lowest_id(table: Table) -> int:
+    """The lowest id a table takes: -1, an id without a row, where rows are known by other ids."""
+    return -1 if isinstance(table, TieredTable) and table.identity is not None else 0
+
+
+def bad_id(tables: Sequence[Table], bags: Bags, position: int, feature: int) -> BadIds:
+    """The error about the id at ``position`` of ``bags.ids``."""
+    table = tables[bags.tables[feature]]
+    return BadIds(
+        f"id {int(bags.ids[position])} at position {position} is outside {lowest_id(table)}..{table.rows - 1}",
+        where=_place(tables, bags, feature),
+        fix="map ids to rows before the lookup, or give the table more rows",
+    )
+
+
+def _check_form(bags: Bags) -> None:
+    for name, tensor, types in (("ids", bags.ids, _WHOLE), ("offsets", bags.offsets, (torch.int64,))):
+        if tensor.dtype not in types or tensor.dim() != 1:
+            raise BadIds(
+                f"{name} are a {tensor.dim()}-dimensional tensor of {_name(tensor.dtype)}",
+                fix=f"give one dimension of {' or '.join(_name(kind) for kind in types)}",
+            )
+    if len(bags.tables) != len(bags.batch):
+        raise BadIds(f"{len(bags.tables)} features have {len(bags.batch)} batch sizes", fix="give one for each feature")
+    weights = bags.weights
+    if weights is not None and (weights.dtype != torch.float32 or weights.shape != bags.ids.shape):
+        raise BadIds(
+            f"{_numbers(weights)} weights of {_name(weights.dtype)} came with {bags.ids.numel()} ids",
+            fix="give one float32 weight for each id",
+        )
+
+
+def _check_offsets(tables: Sequence[Table], bags: Bags) -> None:
+    offsets, wanted = bags.offsets, bags.first_bags[-1] + 1
+    if offsets.numel() != wanted:
+        raise BadIds(
+            f"{offsets.numel()} offsets came with {wanted - 1} bags",
+            fix=f"give {wanted} offsets: where each bag starts, and the number of ids",
+        )
+    if int(offsets[0]) != 0:
+        raise BadIds(f"the first offset is {int(offsets[0])}", fix="start with 0")
+    falls = offsets[1:] < offsets[:-1]
+    if bool(falls.any()):
+        bag = int(falls.to(torch.int8).argmax())
+        feature = next(f for f, first in enumerate(bags.first_bags[1:]) if bag < first)
+        raise BadIds(
+            f"offset {int(offsets[bag + 1])} of bag {bag + 1} follows offset {int(offsets[bag])} of bag {bag}",
+            where=_place(tables, bags, feature),
+            fix="give offsets that never decrease",
+        )
+    if int(offsets[-1]) != bags.ids.numel():
+        raise BadIds(
+            f"the last offset is {int(offsets[-1])}, there are {bags.ids.numel()} ids",
+            fix="end with the number of ids",
+        )
+
+
+def _place(tables: Sequence[Table], bags: Bags, feature: int) -> str:
+    return f"feature {feature} of table '{tables[bags.tables[feature]].name}'"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _numbers(tensor: Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape) or "0-dimensional"
