@@ -31,6 +31,7 @@ TABLES = (
     Table(name="hashed", rows=1000),
     Table(name="index", rows=10, ids="index"),
     Table(name="words", rows=100, ids="vocabulary"),
+    Table(name="raw", rows=5, ids="raw"),
 )
 HISTORY = SequenceFeature(
     name="h", table="index", max_length=3, side=(SideColumn(name="cat", table="hashed"), SideColumn(name="age"))

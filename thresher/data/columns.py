@@ -51,7 +51,7 @@ class Column:
     def written(self) -> pa.DataType:
         """The type in which :class:`DatasetWriter` stores the column."""
         item = pa.float32() if self.role == "float" else pa.int64()
-        if self.table is not None and self.table.rows <= 1 << 31:
+        if self.table is not None and self.table.id_limit <= 1 << 31:
             item = pa.int32()
         return pa.list_(pa.field("element", item, nullable=False)) if self.ragged else item
 

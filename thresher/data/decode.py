@@ -31,7 +31,7 @@ class Decoder:
             [c for c in columns if c.role == role and not c.ragged] for role in ("id", "float", "int")
         )
         self._lists = [c for c in columns if c.ragged]
-        small = all(c.table is None or c.table.rows <= 1 << 31 for c in columns)
+        small = all(c.table is None or c.table.id_limit <= 1 << 31 for c in columns)
         self._id_type = np.int32 if small else np.int64
 
     def decode(self, table: pa.Table, first: int) -> tuple[Block, list[Fault]]:
@@ -142,7 +142,7 @@ def _all_good(columns: list[Column], lines: Array) -> bool:
         return True
     if columns[0].role == "id":
         # As unsigned numbers, negative ids are huge.
-        limits = np.array([column.table.rows for column in columns if column.table is not None])
+        limits = np.array([column.table.id_limit for column in columns if column.table is not None])
         return bool((lines.view(f"u{lines.dtype.itemsize}").max(axis=1) < limits).all())
     if not np.isfinite(lines).all():
         return False
@@ -154,8 +154,8 @@ def _all_good(columns: list[Column], lines: Array) -> bool:
 def _judge(column: Column, values: Array, ends: Array | None, faults: list[Fault]) -> None:
     """Appends a fault for each value that the column does not allow."""
     if column.table is not None:
-        bad = (values < 0) | (values >= column.table.rows)
-        verdict = f"id {{}} at {{{{place}}}} is outside 0..{column.table.rows - 1}"
+        bad = (values < 0) | (values >= column.table.id_limit)
+        verdict = f"id {{}} at {{{{place}}}} is outside 0..{column.table.id_limit - 1}"
     elif column.role == "int":
         bad = values > np.iinfo(np.int64).max
         verdict = "{} at {{place}} does not fit into int64"

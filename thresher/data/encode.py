@@ -96,7 +96,7 @@ class Encoder:
             return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.int64)
         if table.ids == "vocabulary":
             return self._vocabularies[table.name].encode(values)
-        return hash_column(values, table.name, table.rows)
+        return hash_column(values, table.name, table.id_limit)
 
     def _sequence(self, clean: pa.Table, feature: SequenceFeature) -> dict[str, pa.Array]:
         columns = {feature.name: self._ids(clean.column(feature.name).combine_chunks(), feature.table)}

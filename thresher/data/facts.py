@@ -50,7 +50,7 @@ class Tally:
         self._rows: Counter[str] = Counter()
         self._missing: Counter[str] = Counter()
         self._label_sums: dict[str, defaultdict[str, float]] = {f.name: defaultdict(float) for f in schema.labels}
-        self._distinct = {key: DistinctIds(schema.table(table).rows) for key, table in schema.id_tables.items()}
+        self._distinct = {key: DistinctIds(schema.table(table).id_limit) for key, table in schema.id_tables.items()}
 
     def add(self, split: str, encoded: pa.Table, clean: pa.Table) -> None:
         """Counts rows: ``clean`` as parsed (dense values still null where missing), ``encoded`` as stored."""

@@ -16,6 +16,7 @@ from thresher.settings import Settings
 
 MISSING_ROW = 0
 UNSEEN_ROW = 1
+RAW_IDS = 1 << 62
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -26,15 +27,21 @@ class Table(Settings):
     Attributes:
         name: unique among tables.
         rows: number of rows, reserved ones included.
-        ids: ``hash`` (xxhash of the raw value onto the rows), ``vocabulary`` (raw value to row, built by prepare) or
-            ``index`` (raw values are rows already, 0 <= id < rows).
+        ids: ``hash`` (xxhash of the raw value onto the rows), ``vocabulary`` (raw value to row, built by prepare),
+            ``index`` (raw values are rows already, 0 <= id < rows) or ``raw`` (xxhash of the raw value onto 2^62
+            numbers: no two values share one in practice; rows are given to them during training, ``rows`` at most).
         min_count: ``vocabulary`` only: values seen less often in the training split share the unseen row.
     """
 
     name: Name
     rows: int = Field(ge=1)
-    ids: Literal["hash", "vocabulary", "index"] = "hash"
+    ids: Literal["hash", "vocabulary", "index", "raw"] = "hash"
     min_count: int = Field(default=1, ge=1)
+
+    @property
+    def id_limit(self) -> int:
+        """Ids of the table in files and batches are in 0..id_limit-1."""
+        return RAW_IDS if self.ids == "raw" else self.rows
 
 
 class SparseFeature(Settings):

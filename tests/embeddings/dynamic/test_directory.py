@@ -19,7 +19,6 @@ ids_of_a_step = st.lists(
 )
 tables = st.builds(
     DynamicTable,
-    rows=st.integers(1, 7),
     min_count=st.integers(1, 3),
     evict=st.sampled_from(["lru", "lfu", "priority", "none"]),
     evict_share=st.sampled_from([0.01, 0.5, 1.0]),
@@ -98,11 +97,11 @@ class Model:
         return [self.row.get(key, -1) for key in ids]
 
 
-def check(maps: Any, config: DynamicTable, steps: list[list[int]]) -> None:
-    directory = IdDirectory(config, np.zeros(config.rows, np.int64), maps)
-    model = Model(config, config.rows)
+def check(maps: Any, config: DynamicTable, capacity: int, steps: list[list[int]]) -> None:
+    directory = IdDirectory(config, np.zeros(capacity, np.int64), maps)
+    model = Model(config, capacity)
     for number, ids in enumerate(steps):
-        priorities = np.random.default_rng(number).random(config.rows).astype(np.float32)
+        priorities = np.random.default_rng(number).random(capacity).astype(np.float32)
         before = dict(model.row)
         admission = directory.admit(np.array(ids, np.int64), lambda found=priorities: found)
         assert admission.rows.tolist() == model.admit(ids, priorities)
@@ -111,7 +110,7 @@ def check(maps: Any, config: DynamicTable, steps: list[list[int]]) -> None:
         assert {int(directory.identity[row]): row for row in model.row.values()} == model.row
         directory.close()
         if number % 3 == 2:
-            again = IdDirectory(config, np.zeros(config.rows, np.int64), maps)
+            again = IdDirectory(config, np.zeros(capacity, np.int64), maps)
             again.load(directory.state())
             directory = again
     counts = directory.counts
@@ -130,27 +129,27 @@ MAPS = [DictMap] + ([native_maps()] if native_maps() is not None else [])
 
 @pytest.mark.parametrize("maps", MAPS)
 @settings(max_examples=150, deadline=None)
-@given(config=tables, steps=st.lists(ids_of_a_step, max_size=12))
-def test_follows_the_model(maps: Any, config: DynamicTable, steps: list[list[int]]) -> None:
-    check(maps, config, steps)
+@given(config=tables, capacity=st.integers(1, 7), steps=st.lists(ids_of_a_step, max_size=12))
+def test_follows_the_model(maps: Any, config: DynamicTable, capacity: int, steps: list[list[int]]) -> None:
+    check(maps, config, capacity, steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("maps", MAPS)
 @settings(max_examples=3000, deadline=None)
-@given(config=tables, steps=st.lists(ids_of_a_step, max_size=30))
-def test_follows_the_model_for_long(maps: Any, config: DynamicTable, steps: list[list[int]]) -> None:
-    check(maps, config, steps)
+@given(config=tables, capacity=st.integers(1, 7), steps=st.lists(ids_of_a_step, max_size=30))
+def test_follows_the_model_for_long(maps: Any, config: DynamicTable, capacity: int, steps: list[list[int]]) -> None:
+    check(maps, config, capacity, steps)
 
 
 def test_a_full_table_that_evicts_nobody_says_how_many_it_refused() -> None:
-    directory = IdDirectory(DynamicTable(rows=2, evict="none"), np.zeros(2, np.int64), DictMap)
+    directory = IdDirectory(DynamicTable(evict="none"), np.zeros(2, np.int64), DictMap)
     assert directory.admit(np.array([9, 8, 9, 7])).rows.tolist() == [0, -1, 0, 1]
     assert directory.counts.refused == 1
 
 
 def test_rows_that_wait_for_their_update_are_not_taken_back() -> None:
-    directory = IdDirectory(DynamicTable(rows=2, ttl_steps=1, sweep_every=1), np.zeros(2, np.int64), DictMap)
+    directory = IdDirectory(DynamicTable(ttl_steps=1, sweep_every=1), np.zeros(2, np.int64), DictMap)
     assert directory.admit(np.array([1, 2])).rows.tolist() == [0, 1]
     assert directory.admit(np.array([3])).rows.tolist() == [-1]
     assert directory.admit(np.array([3])).rows.tolist() == [-1]
