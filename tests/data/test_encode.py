@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from thresher.data.encode import Encoder, Moments
 from thresher.data.hashing import hash_column
 from thresher.data.schema import (
+    RAW_IDS,
     DenseFeature,
     Feature,
     Group,
@@ -87,6 +88,15 @@ def test_one_id_of_every_kind_of_table() -> None:
     assert not bad
     expected = hash_column(pa.array(["a", None, None]), "hashed", 1000).tolist()
     assert rows == {"hashed": expected, "index": [9, 0, 3], "words": [3, 1, 0]}
+
+
+def test_raw_ids_are_hashed_onto_more_numbers_than_there_are_rows() -> None:
+    rows, bad = encode((SparseFeature(name="raw", table="raw"),), raw=["a", "b", "a", ""])
+    first, second, again, missing = rows["raw"]
+    assert not bad
+    assert (again, missing) == (first, 0)
+    assert len({first, second}) == 2
+    assert all(5 <= row < RAW_IDS for row in (first, second))
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=7), min_size=1), st.integers(1, 4))
