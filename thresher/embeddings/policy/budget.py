@@ -1,0 +1,47 @@
+"""How many bytes a user allows the tables."""
+
+import re
+
+from thresher.errors import ConfigError
+
+WHERE = "tiers.budget"
+_BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def budget_bytes(text: str, fp32_bytes: int) -> int:
+    """Bytes that ``text`` allows: a share of ``fp32_bytes`` (``40%``), or bytes (``2GB``, ``512 MB``, ``1.5GiB``).
+
+    Raises:
+        ConfigError: it is neither, or zero.
+    """
+    found = _BUDGET.fullmatch(text.strip())
+    if found is None:
+        raise ConfigError(f"'{text}' is no budget", where=WHERE, fix=_fix(text))
+    number, unit = float(found["number"]), found["unit"].lower()
+    if unit == "%":
+        allowed = int(number / 100.0 * fp32_bytes)
+    else:
+        base = 1024 if "i" in unit else 1000
+        allowed = int(number * base ** _POWERS[unit.rstrip("b").rstrip("i")])
+    if allowed < 1:
+        raise ConfigError(f"'{text}' allows no byte at all", where=WHERE, fix="leave it empty to train without tiers")
+    return allowed
+
+
+def _fix(text: str) -> str:
+    """A bare number may be meant as a share or as bytes: say how to write either."""
+    try:
+        number = float(text)
+    except ValueError:
+        return "write a share of the fp32 size such as 40%, or bytes such as 2GB or 512MB"
+    share = number * 100 if 0 < number <= 1 else 40
+    return f"write {share:g}% for a share of the fp32 size, or a number with B, KB, MB, GB or TB for bytes"
+
+
+def readable(size_bytes: float) -> str:
+    """``1.25 GB``: three digits in the largest decimal unit that fits."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.3g} {unit}"
+    return f"{size_bytes:.0f} B"

@@ -1,0 +1,223 @@
+"""Which tables have tiers, and which: from what a user asked to data that sharding, training and commands share."""
+
+from collections.abc import Collection, Sequence
+from functools import cached_property
+
+from pydantic import Field
+
+from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.policy.budget import WHERE, budget_bytes, readable
+from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.rows.tiered import HEADER_BYTES
+from thresher.embeddings.rows.tiers import STORED, Tier, parse_tier, record_bytes
+from thresher.embeddings.tables import FLOAT_BYTES, TableInfo
+from thresher.errors import ConfigError, nearest
+from thresher.settings import Settings
+
+FLAT = (Tier.FP32,)
+
+
+class TableTierPlan(Settings):
+    """One table.
+
+    Attributes:
+        path, table: its name within the model, and in its collection.
+        rows, dim: shape of the whole table.
+        scalar, vectors: optimizer state: whether one number a row, and how many for each weight.
+        levels: its tiers, lowest first.
+        why_flat: why all rows stay fp32 without headers; empty for a table with tiers.
+    """
+
+    path: str
+    table: str
+    rows: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    scalar: bool
+    vectors: int = Field(ge=0)
+    levels: tuple[Tier, ...]
+    why_flat: str = ""
+
+    @property
+    def tiered(self) -> bool:
+        """Whether its rows have tiers: it becomes a ``TieredTable``, any other a ``FlatTable``."""
+        return not self.why_flat
+
+    @property
+    def entry(self) -> Tier:
+        """Tier of a row at its first update: the lowest from int8 on, so that a row is not cut to int4 before its
+        priority says anything; int4 where there is nothing else."""
+        stored = [tier for tier in self.levels if tier in STORED]
+        return next((tier for tier in stored if tier >= Tier.INT8), stored[-1])
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Bytes of weights and optimizer state without tiers."""
+        return self.rows * (self.scalar + self.dim * (1 + self.vectors)) * FLOAT_BYTES
+
+    def row_bytes(self, tier: Tier, widths: Sequence[int] = ()) -> int:
+        """Bytes of one row's records in ``tier``, headers apart; ``widths`` are those of its column shards."""
+        return sum(record_bytes(tier, width, self.vectors) for width in widths or (self.dim,))
+
+    def least_bytes(self, widths: Sequence[int] = ()) -> int:
+        """The fewest bytes the table can take: all rows in its lowest tier, a header for each column shard."""
+        if not self.tiered:
+            return self.fp32_bytes
+        headers = HEADER_BYTES * max(len(widths), 1)
+        return self.rows * (headers + self.row_bytes(self.levels[0], widths))
+
+
+class TierPlan(Settings):
+    """All tables of a model that are placed on ranks, and what they may take together.
+
+    Attributes:
+        budget_bytes: over all ranks, headers, optimizer state and flat tables included.
+    """
+
+    tables: tuple[TableTierPlan, ...]
+    budget_bytes: int
+
+    @cached_property
+    def by_path(self) -> dict[str, TableTierPlan]:
+        """Tables by their path in the model."""
+        return {table.path: table for table in self.tables}
+
+    @property
+    def tiered(self) -> tuple[TableTierPlan, ...]:
+        """Tables with tiers."""
+        return tuple(table for table in self.tables if table.tiered)
+
+    @property
+    def fp32_bytes(self) -> int:
+        """What all tables would take without tiers."""
+        return sum(table.fp32_bytes for table in self.tables)
+
+    def planned_bytes(self, path: str, rows: int, cols: int) -> int:
+        """Bytes to expect of a [rows, cols] shard: tables with tiers share what flat ones leave of the budget."""
+        table = self.by_path[path]
+        full = table.fp32_bytes * rows * cols // (table.rows * table.dim)
+        if not table.tiered:
+            return full
+        least = rows * (HEADER_BYTES + record_bytes(table.levels[0], cols, table.vectors))
+        flat = sum(other.fp32_bytes for other in self.tables if not other.tiered)
+        room = (self.budget_bytes - flat) / sum(other.fp32_bytes for other in self.tiered)
+        return max(least, int(room * full))
+
+
+def tier_plan(
+    infos: Sequence[TableInfo], config: TierConfig, optimizer: TableOptimizer, replicated: Collection[str] = ()
+) -> TierPlan:
+    """Decides which of ``infos`` have tiers.
+
+    A table named in ``tiers.tables`` has the tiers given there. Any other stays flat if it is protected, small, or
+    would gain nothing: its width is odd, or its lowest tier with a header is no smaller than fp32.
+
+    Args:
+        replicated: paths of tables that every rank holds whole: they are no part of the plan, nor of the budget.
+
+    Raises:
+        ConfigError: the budget is malformed or cannot be met, a name is unknown, or a table cannot have its levels.
+    """
+    placed = [info for info in infos if info.path not in replicated]
+    _check_names([info.table for info in infos], config)
+    tables = tuple(_planned(info, config, optimizer) for info in placed)
+    plan = TierPlan(tables=tables, budget_bytes=budget_bytes(config.budget, sum(t.fp32_bytes for t in tables)))
+    require_room(plan, sum(table.least_bytes() for table in tables))
+    return plan
+
+
+def require_room(plan: TierPlan, least_bytes: int) -> None:
+    """Checks the budget against the fewest bytes the tables can take.
+
+    Args:
+        least_bytes: as the tables are cut: column shards have headers of their own.
+
+    Raises:
+        ConfigError: it cannot be met.
+    """
+    if least_bytes <= plan.budget_bytes:
+        return
+    full = plan.fp32_bytes
+    most = sorted(plan.tables, key=lambda table: table.least_bytes(), reverse=True)[:3]
+    needs = ", ".join(f"'{t.table}' {readable(t.least_bytes())} ({t.why_flat or _lowest(t)})" for t in most)
+    raise ConfigError(
+        f"{readable(plan.budget_bytes)} are {100 * plan.budget_bytes / full:.3g}% of the tables' {readable(full)}; "
+        f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}. "
+        f"Most is needed by {needs}",
+        where=WHERE,
+        fix=f"give {_percent_up(least_bytes, full)} or more, add lower levels to tiers.levels, protect fewer tables, "
+        "or make vectors wider (a row has a header of 16 bytes)",
+    )
+
+
+def _percent_up(part: int, whole: int) -> str:
+    """Rounded up, so that the share printed suffices."""
+    return f"{-(-part * 1000 // whole) / 10:g}%"
+
+
+def _lowest(table: TableTierPlan) -> str:
+    return f"all {table.levels[0].name.lower()}"
+
+
+def _check_names(names: Sequence[str], config: TierConfig) -> None:
+    for name in config.tables:
+        _require_known(name, names, f"tiers.tables.{name}")
+        if name in config.protect and config.tables[name].levels != ("fp32",):
+            raise ConfigError(
+                f"table '{name}' is protected and has levels {', '.join(config.tables[name].levels)}",
+                where=f"tiers.tables.{name}",
+                fix="remove one of the two",
+            )
+    for name in config.protect:
+        _require_known(name, names, "tiers.protect")
+
+
+def _require_known(name: str, names: Sequence[str], where: str) -> None:
+    if name not in names:
+        raise ConfigError(f"the model has no table '{name}'", where=where, fix=nearest(name, names))
+
+
+def _planned(info: TableInfo, config: TierConfig, optimizer: TableOptimizer) -> TableTierPlan:
+    asked = config.tables.get(info.table)
+    where = "tiers.levels" if asked is None else f"tiers.tables.{info.table}.levels"
+    levels = parse_levels(config.levels if asked is None else asked.levels, where)
+    table = TableTierPlan(
+        path=info.path,
+        table=info.table,
+        rows=info.rows,
+        dim=info.dim,
+        scalar=optimizer.has_scalar,
+        vectors=optimizer.vectors,
+        levels=levels,
+    )
+    why_flat = _why_flat(table, info.table in config.protect)
+    if asked is not None and why_flat and levels != FLAT:
+        raise ConfigError(
+            f"table '{info.path}' cannot have tiers: {why_flat}", where=where, fix="give it levels [fp32], or none"
+        )
+    if asked is None and not why_flat and info.weight_bytes <= config.flat_below_bytes:
+        why_flat = f"no larger than {readable(config.flat_below_bytes)}"
+    return table.model_copy(update={"why_flat": why_flat, "levels": FLAT if why_flat else levels})
+
+
+def parse_levels(names: Sequence[str], where: str) -> tuple[Tier, ...]:
+    """Tiers of these names, lowest first.
+
+    Raises:
+        ConfigError: a name is unknown, or none of the tiers holds weights.
+    """
+    levels = tuple(sorted({parse_tier(name, where) for name in names}))
+    if not any(tier in STORED for tier in levels):
+        raise ConfigError("no level holds weights", where=where, fix="add fp32, fp16, int8 or int4")
+    return levels
+
+
+def _why_flat(table: TableTierPlan, protected: bool) -> str:
+    if protected:
+        return "protected"
+    if table.levels == FLAT:
+        return "fp32 only"
+    if table.dim % 2:
+        return f"its width {table.dim} is odd"
+    if table.least_bytes() >= table.fp32_bytes:
+        return f"a row of width {table.dim} would not become smaller"
+    return ""
