@@ -23,6 +23,7 @@ from thresher.embeddings.kernels.segments import (
     occurrences,
     segment_sums,
 )
+from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.rows.generator import DEMOTED, WEIGHTS
 from thresher.embeddings.rows.tiered import FREE, HIGH, TieredTable
 from thresher.embeddings.rows.tiers import Tier
@@ -228,14 +229,14 @@ def _increments(found: Sorted, number: int, importance: Tensor | None) -> Tensor
     """[U] fp32: what each row's priority grows by, before the gain."""
     places = found.handle[number]
     if importance is None:
-        return places.counts.to(torch.float32)
+        return torch.as_tensor(places.counts, dtype=torch.float32)
     samples = [bag_numbers(found.bags, feature) for feature in features_of(found.bags, number)]
     every = torch.cat([places.order[:0], *samples])[places.order]
-    return segment_sums(importance[every].unsqueeze(1), places.starts, places.counts)[:, 0]
+    sums = segment_sums(importance[every].unsqueeze(1), places.starts, places.counts)
+    return sums[:, 0]
 
 
-def _update_flat(table: Table, change: _Change) -> None:
-    assert not isinstance(table, TieredTable)
+def _update_flat(table: FlatTable, change: _Change) -> None:
     rows = change.places.rows
     scalar = table.scalar[rows] if table.scalar.numel() else table.scalar
     vectors = [vector[rows] for vector in table.vectors]

@@ -77,9 +77,9 @@ def feature_views(output: Tensor, bags: Bags, dims: Sequence[int]) -> list[Tenso
         bounds = feature_bounds(bags)
         return [output[start:end] for start, end in pairwise(bounds)]
     if bags.is_uniform:
-        return list(output.split(list(dims), dim=1))
+        return list(torch.split(output, list(dims), dim=1))
     sizes = [size * dim for size, dim in zip(bags.batch, dims, strict=True)]
-    parts = output.split(sizes)
+    parts = torch.split(output, sizes)
     return [part.view(size, dim) for part, size, dim in zip(parts, bags.batch, dims, strict=True)]
 
 
