@@ -6,6 +6,7 @@ from thresher.errors import ConfigError
 
 WHERE = "tiers.budget"
 _BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[kmgt]i?b|b)", re.IGNORECASE)
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
@@ -39,9 +40,9 @@ def _fix(text: str) -> str:
     return f"write {share:g}% for a share of the fp32 size, or a number with B, KB, MB, GB or TB for bytes"
 
 
-def readable(size_bytes: float) -> str:
-    """``1.25 GB``: three digits in the largest decimal unit that fits."""
-    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB")):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.3g} {unit}"
-    return f"{size_bytes:.0f} B"
+def readable(size_bytes: int) -> str:
+    """Bytes in the unit that leaves one to three digits before the point: ``1.5 kB``."""
+    value, unit = float(size_bytes), 0
+    while value >= 1000 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.1f} {_UNITS[unit]}"

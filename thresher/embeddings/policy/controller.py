@@ -13,6 +13,7 @@ from thresher.embeddings.kernels.backend import HISTOGRAM_BUCKETS, Backend, Upda
 from thresher.embeddings.policy.config import TierConfig
 from thresher.embeddings.policy.ledger import AllReduce, Ledger, Moves, take_ledger
 from thresher.embeddings.policy.plan import TableTierPlan, TierPlan, require_room
+from thresher.embeddings.policy.storage import SlabFiles
 from thresher.embeddings.policy.thresholds import TableRows, solve
 from thresher.embeddings.rows.tiered import HEADER_BYTES, TieredTable
 from thresher.embeddings.rows.tiers import Tier
@@ -59,6 +60,7 @@ class TierController:
         tables: this rank's shards of tables with tiers.
         flat_bytes: bytes of this rank's shards of flat tables, optimizer state included.
         all_reduce: None for one rank.
+        files: those of the tables whose slabs live in files; their memory is bounded after each step.
 
     Attributes:
         step: training steps done. A table's own ``step`` counts its updates, of which a step may have several.
@@ -76,9 +78,10 @@ class TierController:
         *,
         flat_bytes: int = 0,
         all_reduce: AllReduce | None = None,
+        files: SlabFiles | None = None,
     ) -> None:
         self.tables, self.plan, self.config, self.backend = tuple(tables), plan, config, backend
-        self.flat_bytes, self._all_reduce = flat_bytes, all_reduce
+        self.flat_bytes, self._all_reduce, self._files = flat_bytes, all_reduce, files
         self.step = 0
         self.moves = Moves()
         self.factors: dict[str, float] = {}
@@ -93,6 +96,7 @@ class TierController:
 
         Raises:
             ConfigError: at the first rebalance: with the headers of column shards the budget cannot be met.
+            PlanError: slabs live in files, and the disk is almost full.
         """
         self.step += 1
         for stats in updates:
@@ -101,6 +105,8 @@ class TierController:
             self.rebalance()
         else:
             self._advance_hand()
+        if self._files is not None:
+            self._files.after_step()
 
     def rebalance(self) -> None:
         """Chooses thresholds, and lowers all rows below them if the tables take more than they may. Collective.

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from pathlib import Path
 
 from pydantic import Field
 
@@ -109,7 +110,8 @@ def tier_plan(
     """Decides which of ``infos`` have tiers.
 
     A table named in ``tiers.tables`` has the tiers given there. Any other stays flat if it is protected, small, or
-    would gain nothing: its width is odd, or its lowest tier with a header is no smaller than fp32.
+    would gain nothing: its width is odd, or its lowest tier with a header is no smaller than fp32. A table of fp32 rows
+    is flat unless its slab is to live in a file.
 
     Args:
         replicated: paths of tables that every rank holds whole: they are no part of the plan, nor of the budget.
@@ -189,7 +191,8 @@ def _planned(info: TableInfo, config: TierConfig, optimizer: TableOptimizer) -> 
         vectors=optimizer.vectors,
         levels=levels,
     )
-    why_flat = _why_flat(table, info.table in config.protect)
+    in_file = config.storage.folder != Path() and "fp32" in config.storage.tiers
+    why_flat = _why_flat(table, info.table in config.protect, in_file)
     if asked is not None and why_flat and levels != FLAT:
         raise ConfigError(
             f"table '{info.path}' cannot have tiers: {why_flat}", where=where, fix="give it levels [fp32], or none"
@@ -211,13 +214,14 @@ def parse_levels(names: Sequence[str], where: str) -> tuple[Tier, ...]:
     return levels
 
 
-def _why_flat(table: TableTierPlan, protected: bool) -> str:
+def _why_flat(table: TableTierPlan, protected: bool, in_file: bool) -> str:
+    """``in_file``: fp32 slabs live in files, which is reason enough for tiers."""
     if protected:
         return "protected"
-    if table.levels == FLAT:
-        return "fp32 only"
     if table.dim % 2:
         return f"its width {table.dim} is odd"
-    if table.least_bytes() >= table.fp32_bytes:
+    if table.levels == FLAT and not in_file:
+        return "fp32 only"
+    if table.least_bytes() >= table.fp32_bytes and not in_file:
         return f"a row of width {table.dim} would not become smaller"
     return ""
