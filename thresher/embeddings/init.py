@@ -24,11 +24,16 @@ def init_scale(rows: int, given: float = 0.0) -> float:
     return given or 1.0 / math.sqrt(rows)
 
 
+def init_key(seed: int, table: str) -> int:
+    """The 128-bit key of a table's generator; kernels that draw initial values themselves need it."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=16).digest(), "little")
+
+
 def initial_rows(seed: int, table: str, row0: int, rows: int, dim: int, scale: float) -> NDArray[np.float32]:
     """Rows ``row0`` to ``row0 + rows`` of ``table``: [rows, dim] float32, uniform on [-scale, scale)."""
     first = row0 // BLOCK_ROWS
     last = -(-(row0 + rows) // BLOCK_ROWS)
-    key = _key(seed, table)
+    key = init_key(seed, table)
     blocks = [_block(key, number, dim, scale) for number in range(first, last)]
     skip = row0 - first * BLOCK_ROWS
     return np.concatenate([*blocks, np.empty((0, dim), np.float32)])[skip : skip + rows]
@@ -53,10 +58,6 @@ def init_tables(model: nn.Module, seed: int, scale: float = 0.0) -> None:
     """Fills all tables of an unsharded model as sharding fills them; tables are known by their path in the model."""
     for info, weight in table_weights(model):
         fill(weight, seed, info.path, info.dim, init_scale(info.rows, scale))
-
-
-def _key(seed: int, table: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{table}".encode(), digest_size=16).digest(), "little")
 
 
 def _block(key: int, number: int, dim: int, scale: float) -> NDArray[np.float32]:
