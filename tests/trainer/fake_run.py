@@ -22,7 +22,7 @@ from thresher.data.schema import (
     Time,
 )
 from thresher.sharding.plan import Plan, Shard, TablePlan
-from thresher.trainer.callbacks.base import EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord
+from thresher.trainer.callbacks.base import EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord, TableRecord
 from thresher.trainer.callbacks.records import Records
 from thresher.trainer.config import DataConfig, RunConfig
 from thresher.trainer.model import Model, ModelConfig
@@ -139,6 +139,23 @@ def step_record(step: int, rng: random.Random) -> StepRecord:
     )
 
 
+def table_record(step: int) -> TableRecord:
+    seen = round(120_000 * (1 - math.exp(-step / 400)))
+    fp32, fp16 = seen // 20, seen // 7
+    return TableRecord(
+        step=step,
+        live_bytes=4_000_000 + 60 * seen,
+        held_bytes=4_100_000 + 62 * seen,
+        budget_bytes=12_000_000,
+        fp32_bytes=30_000_000,
+        rows={"none": 120_000 - seen, "dropped": 0, "int4": 0, "int8": seen - fp32 - fp16, "fp16": fp16, "fp32": fp32},
+        shares={"ebc.product": 0.31, "ebc.basket_context": 0.36},
+        promoted=step * 31,
+        demoted=step * 29,
+        refused=0,
+    )
+
+
 def eval_record(step: int, split: str) -> EvalRecord:
     auc = 0.54 + 0.249 * (1 - math.exp(-step / 500)) - max(0, step - 1500) * 3e-5 - (0.0042 if split == "test" else 0)
     logloss = 0.60 - 0.19 * (1 - math.exp(-step / 500)) + (0.0031 if split == "test" else 0)
@@ -164,6 +181,7 @@ def write_run(folder: Path, world: int = 2, steps: int = 2_000, status: str = "d
     for step in range(20, steps + 1, 20):
         if step == half + 20:
             records.on_start(replace(told, resumed_step=half))
+        records.on_tables(table_record(step))
         records.on_step(step_record(step, rng))
         if step % 200 == 0:
             records.on_eval(eval_record(step, "valid"))

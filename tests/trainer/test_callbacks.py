@@ -14,6 +14,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.trainer import fake_run
+from tests.trainer.fake_run import table_record
 from thresher.errors import ConfigError, DataError
 from thresher.trainer.callbacks import standard_callbacks
 from thresher.trainer.callbacks.base import EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord
@@ -156,6 +157,19 @@ def test_without_a_terminal_every_record_is_a_plain_line(facts: RunFacts) -> Non
     ]
 
 
+def test_tables_with_tiers_show_their_share_and_their_rows(facts: RunFacts) -> None:
+    out = io.StringIO()
+    progress = Progress(Console(file=out, width=200), clock=lambda: 0.0)
+    progress.on_start(facts)
+    rows = {"none": 900, "dropped": 0, "int4": 0, "int8": 80, "fp16": 15, "fp32": 5}
+    progress.on_tables(replace(table_record(500), live_bytes=31, fp32_bytes=100, rows=rows))
+    progress.on_step(step_record(500))
+    progress.on_tables(replace(table_record(510), live_bytes=30, fp32_bytes=100, rows=dict.fromkeys(rows, 0)))
+    progress.on_step(step_record(510))
+    assert "data wait 3%  tables 31% (fp32 5% fp16 15% int8 80%)  eta" in out.getvalue()
+    assert "tables 30% (untouched)" in out.getvalue()
+
+
 def test_no_colour_means_plain_lines_on_a_terminal_too(facts: RunFacts) -> None:
     shown = printed(facts, force_terminal=True, no_color=True)
     assert "step 500/2,000  loss 0.5000" in shown
@@ -180,6 +194,7 @@ def test_tensorboard_is_told_finite_scalars_and_hides_what_is_done_again(facts: 
     first.on_start(facts)
     first.on_step(step_record(10, loss=9.0))
     first.on_step(step_record(20, loss=9.0))
+    first.on_tables(table_record(10))
     first.on_end(EndRecord("failed", 20, 1.0, {}))
     second = Forward(TensorBoard(tmp_path / "tb"))
     second.on_start(replace(facts, resumed_step=10))
@@ -189,6 +204,10 @@ def test_tensorboard_is_told_finite_scalars_and_hides_what_is_done_again(facts: 
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 9.0), (20, 0.5)]
     assert [(e.step, e.value) for e in events.Scalars("eval/valid/hr_at_10")] == [(20, 0.25)]
+    assert [e.value for e in events.Scalars("tables/rows/none")] == [
+        120_000 - round(120_000 * (1 - math.exp(-10 / 400)))
+    ]
+    assert events.Scalars("tables/share_of/ebc.product")[0].value == pytest.approx(0.31)
     assert {"eval/valid/gauc", "train/auc"}.isdisjoint(events.Tags()["scalars"])
 
 

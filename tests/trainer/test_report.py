@@ -91,7 +91,12 @@ def test_every_chart_has_its_place(done: Path) -> None:
     places = [a["data-chart"] for _, a in Page(text).tags if "data-chart" in a]
     figures = json.loads(re.search(r"const FIGURES = (\{.*\});", text)[1])  # type: ignore[index]
     assert sorted(places) == sorted(figures)
-    assert places == ["loss", "auc", "entropy", "calibration", "speed", "wait", "rate", "norm"]
+    assert places == ["loss", "auc", "entropy", "calibration", "speed", "wait", "rate", "norm", "bytes", "tiers"]
+    tiers = {trace["name"]: trace for trace in figures["tiers"]["data"]}
+    assert list(tiers) == ["none", "int8", "fp16", "fp32"]
+    assert {sum(rows) for rows in zip(*(trace["y"] for trace in tiers.values()), strict=True)} == {120_000.0}
+    assert [trace["name"] for trace in figures["bytes"]["data"]] == ["in use", "budget"]
+    assert figures["bytes"]["data"][1]["y"][0] == 0.4
     loss = {trace["name"]: trace for trace in figures["loss"]["data"]}
     assert loss["valid logloss"]["x"] == list(range(200, 2001, 200))
     assert [shape["x0"] for shape in figures["loss"]["layout"]["shapes"]] == [1000]

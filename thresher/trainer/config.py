@@ -5,7 +5,9 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.policy.config import TierConfig
 from thresher.settings import Settings, apply_override, parse, read_yaml
 from thresher.sharding.plan import ShardingConfig
 from thresher.trainer.model import ModelConfig
@@ -150,7 +152,12 @@ M = TypeVar("M", bound=ModelConfig)
 
 
 class RunConfig(Settings, Generic[M]):
-    """One run. ``run_dir`` empty means ``runs/<name>``."""
+    """One run. ``run_dir`` empty means ``runs/<name>``.
+
+    Attributes:
+        tiers: precision of table rows by their priority, under a byte budget.
+        dynamic: for tables with raw ids, by table name, how rows are given and taken back.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     run_dir: str = ""
@@ -158,6 +165,8 @@ class RunConfig(Settings, Generic[M]):
     data: DataConfig
     model: M
     sharding: ShardingConfig = ShardingConfig()
+    tiers: TierConfig = TierConfig()
+    dynamic: dict[str, DynamicTable] = Field(default_factory=dict)
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()

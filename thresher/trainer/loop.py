@@ -10,12 +10,12 @@ import torch
 
 from thresher.data.batch import Batch
 from thresher.errors import CheckpointError
-from thresher.trainer.callbacks.base import Callback, EvalRecord, SaveRecord
+from thresher.trainer.callbacks.base import Callback, EvalRecord, SaveRecord, TableRecord
 from thresher.trainer.config import EvalConfig, TrainConfig
 from thresher.trainer.meter import Meter
 from thresher.trainer.rates import Rates
 from thresher.trainer.state import TrainState
-from thresher.trainer.step import Stepper
+from thresher.trainer.step import Stepper, StepResult
 from thresher.trainer.world import World
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,13 @@ class Validation(Protocol):
     """Measures the validation split."""
 
     def __call__(self, step: int) -> EvalRecord:
+        """Collective: every rank calls it at the same step."""
+
+
+class Tables(Protocol):
+    """Measures the embedding tables."""
+
+    def __call__(self, step: int) -> TableRecord:
         """Collective: every rank calls it at the same step."""
 
 
@@ -55,6 +62,7 @@ class Loop:
     Attributes:
         batches: this rank's micro-batches, from the cursor of the state that :meth:`run` starts with.
         validate: None where there is no validation split.
+        tables: None in runs without tiers.
         save_best: called instead of ``save`` when a validation is the best so far; None where that is not wanted.
     """
 
@@ -68,6 +76,7 @@ class Loop:
     rates: Rates
     meter: Meter
     validate: Validation | None
+    tables: Tables | None
     save: Save
     save_best: Save | None
     callbacks: Sequence[Callback]
@@ -101,10 +110,16 @@ class Loop:
         state = state.stepped(self.train.batch_size)
         self.meter.add(result, micro[-1], self.train.batch_size, waited)
         if state.step % self.train.log_every == 0 or state.step == self.times.total:
-            record = self.meter.record(state, result)
-            for callback in self.callbacks:
-                callback.on_step(record)
+            self._log(state, result)
         return state
+
+    def _log(self, state: TrainState, result: StepResult) -> None:
+        record = self.meter.record(state, result)
+        tables = self.tables(state.step) if self.tables is not None else None
+        for callback in self.callbacks:
+            if tables is not None:
+                callback.on_tables(tables)
+            callback.on_step(record)
 
     def _read(self) -> tuple[list[Batch], float]:
         start = time.perf_counter()

@@ -199,6 +199,7 @@ class Training:
             rates=rates,
             meter=self._meter(reader, rates),
             validate=self._validate if config.data.valid else None,
+            tables=None,
             save=lambda now: self._save(_store(parts), now),
             save_best=(lambda now: self._save(_best_store(parts), now)) if config.eval.early_stop.patience else None,
             callbacks=self.callbacks,

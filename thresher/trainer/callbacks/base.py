@@ -62,6 +62,37 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class TableRecord:
+    """What the embedding tables take at ``step``, over all ranks; optimizer state is part of all bytes.
+
+    Attributes:
+        live_bytes: in use.
+        held_bytes: committed: free slots count, and pages are whole.
+        budget_bytes: what they may take.
+        fp32_bytes: what they would take without tiers.
+        rows: rows of tables with tiers, by tier (``none`` for those never updated).
+        shares: live bytes as a share of the fp32 bytes, by path of each table with tiers.
+        promoted, demoted, refused: rows that moved to a higher or lower tier or found no room there, since the start.
+    """
+
+    step: int
+    live_bytes: int
+    held_bytes: int
+    budget_bytes: int
+    fp32_bytes: int
+    rows: dict[str, int]
+    shares: dict[str, float]
+    promoted: int
+    demoted: int
+    refused: int
+
+    @property
+    def share(self) -> float:
+        """Live bytes as a share of the fp32 bytes."""
+        return self.live_bytes / self.fp32_bytes
+
+
+@dataclass(frozen=True)
 class EvalRecord:
     """One evaluation. Metric names are ``auc``, ``hr@10`` and so on, prefixed ``<label>/`` from the second label on."""
 
@@ -107,6 +138,9 @@ class Callback:
 
     def on_step(self, record: StepRecord) -> None:
         """Every ``train.log_every`` steps and at the last one."""
+
+    def on_tables(self, record: TableRecord) -> None:
+        """At the steps of :meth:`on_step`, before it, in runs with tiers."""
 
     def on_eval(self, record: EvalRecord) -> None:
         """After an evaluation."""

@@ -12,7 +12,15 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from thresher.sharding.show import plan_table
-from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord
+from thresher.trainer.callbacks.base import (
+    Callback,
+    EndRecord,
+    EvalRecord,
+    RunFacts,
+    SaveRecord,
+    StepRecord,
+    TableRecord,
+)
 from thresher.trainer.report.build import REPORT
 
 
@@ -32,6 +40,7 @@ class Progress(Callback):
         self._first_step = self._total = 0
         self._began = 0.0
         self._report = Path(REPORT)
+        self._tables = ""
 
     def on_start(self, facts: RunFacts) -> None:
         self._first_step, self._total, self._began = facts.resumed_step, facts.total_steps, self._clock()
@@ -42,13 +51,17 @@ class Progress(Callback):
             self._bar.add_task("train", total=facts.total_steps, completed=facts.resumed_step, figures="")
             self._bar.start()
 
+    def on_tables(self, record: TableRecord) -> None:
+        self._tables = f"  {occupancy(record)}"
+
     def on_step(self, record: StepRecord) -> None:
         eta = self._eta(record.step)
         if self._bar is not None:
-            figures = f"{quality(record)}  {record.samples_per_s:,.0f}/s  wait {record.data_wait:.0%}  eta {eta}"
+            speed = f"{record.samples_per_s:,.0f}/s  wait {record.data_wait:.0%}"
+            figures = f"{quality(record)}  {speed}{self._tables}  eta {eta}"
             self._bar.update(self._bar.task_ids[0], completed=record.step, figures=figures)
         else:
-            speed = f"{record.samples_per_s:,.0f} samples/s  data wait {record.data_wait:.0%}"
+            speed = f"{record.samples_per_s:,.0f} samples/s  data wait {record.data_wait:.0%}{self._tables}"
             self._say(f"step {record.step:,}/{self._total:,}  {quality(record)}  {speed}  eta {eta}")
 
     def on_eval(self, record: EvalRecord) -> None:
@@ -94,6 +107,14 @@ def quality(record: StepRecord) -> str:
     """Loss and AUC of the newest steps."""
     auc = "" if math.isnan(record.auc) else f"  auc {record.auc:.4f}"
     return f"loss {figure(record.loss)}{auc}"
+
+
+def occupancy(record: TableRecord) -> str:
+    """Bytes of the tables as a share of fp32, and the rows in each tier that has some, the most precise first."""
+    updated = sum(number for tier, number in record.rows.items() if tier != "none")
+    shown = [(tier, number) for tier, number in reversed(record.rows.items()) if tier != "none" and number]
+    tiers = [f"{tier} {number / updated:.0%}" for tier, number in shown]
+    return f"tables {record.share:.0%} ({' '.join(tiers) or 'untouched'})"
 
 
 def figure(value: float) -> str:

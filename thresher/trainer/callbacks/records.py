@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from thresher.errors import DataError
-from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord, StepRecord
+from thresher.trainer.callbacks.base import (
+    Callback,
+    EndRecord,
+    EvalRecord,
+    RunFacts,
+    SaveRecord,
+    StepRecord,
+    TableRecord,
+)
 from thresher.trainer.report.files import METRICS, Facts, read_records, to_line, write_atomically, write_facts
 
 
@@ -36,6 +44,9 @@ class Records(Callback):
 
     def on_step(self, record: StepRecord) -> None:
         self._write("train", **asdict(record))
+
+    def on_tables(self, record: TableRecord) -> None:
+        self._write("tables", **asdict(record))
 
     def on_eval(self, record: EvalRecord) -> None:
         self._write("eval", **asdict(record))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, StepRecord
+from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, StepRecord, TableRecord
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,13 @@ class Forward(Callback):
     def on_step(self, record: StepRecord) -> None:
         values = asdict(record)
         self._send(values.pop("step"), "train", values)
+
+    def on_tables(self, record: TableRecord) -> None:
+        values = asdict(record) | {"share": record.share}
+        step, rows, shares = values.pop("step"), values.pop("rows"), values.pop("shares")
+        self._send(step, "tables", values)
+        self._send(step, "tables/rows", rows)
+        self._send(step, "tables/share_of", shares)
 
     def on_eval(self, record: EvalRecord) -> None:
         self._send(record.step, f"eval/{record.split}", record.metrics)

@@ -66,12 +66,30 @@ def charts(run: Run) -> list[Chart]:
         ),
         _chart("norm", "Norm of the dense gradient", _noisy("norm", train, "grad_norm"), **LOG),
     ]
+    speed += _table_charts(_thinned(run.of("tables")))
     marks = [_mark(record["step"]) for record in run.of("start") if record["step"]]
     found = [chart for chart in quality + speed if chart.data]
     last_step = max((record["step"] for record in run.records), default=0)
     for chart in found:
         chart.layout.update(shapes=marks, xaxis={"range": [0, 1.015 * last_step]})
     return found
+
+
+def _table_charts(records: list[Record]) -> list[Chart]:
+    """Bytes against the budget, and how many rows are in which tier."""
+    share = _trace("in use", records, lambda r: r["live_bytes"] / r["fp32_bytes"], 0, "lines")
+    share += _trace("budget", records, lambda r: r["budget_bytes"] / r["fp32_bytes"], 3, "lines")
+    tiers = list(records[-1]["rows"]) if records else []
+    used = [tier for tier in tiers if any(record["rows"][tier] for record in records)]
+    rows = [
+        trace | {"stackgroup": "rows", "mode": "lines"}
+        for place, tier in enumerate(used)
+        for trace in _trace(tier, records, lambda r, tier=tier: r["rows"][tier], place, "lines")  # type: ignore[misc]
+    ]
+    return [
+        _chart("bytes", "Embedding tables, share of their fp32 bytes", share, tickformat=".0%", rangemode="tozero"),
+        _chart("tiers", "Rows by tier", rows, rangemode="tozero"),
+    ]
 
 
 def _chart(key: str, title: str, data: list[dict[str, Any]], **yaxis: str) -> Chart:
