@@ -1,12 +1,19 @@
-"""Row optimizers: how the touched rows of a table are updated, inside the backward or from dense gradients.
+"""The optimizer of table rows as a user sets it, and what becomes of it where tables are not ours to update.
 
-For a row w with gradient g of D columns, learning rate a:
+``kernels/rules.py`` has the arithmetic. Three things apply it: a backend, to the rows that a lookup touched, inside its
+backward; :class:`ReplicatedTables`, to dense gradients of tables that every rank holds whole; and FBGEMM on CUDA, for
+tables without tiers, where it knows the same formula (:func:`fused_params`).
 
-    sgd               w <- w - a g
-    adagrad           s <- s + g^2 (element by element),  w <- w - a g / (sqrt(s) + eps)     (Duchi et al., 2011)
-    rowwise_adagrad   s <- s + mean(g^2) (one s a row),   w <- w - a g / (sqrt(s) + eps)     (FBGEMM, TorchRec)
+State of a table has the names that TorchRec's fused kernels give it, where they have the optimizer:
 
-g = 0 leaves w and s as they are in all three, so a dense update of a whole table equals the update of touched rows.
+    sgd                nothing
+    adagrad            momentum1 [rows, dim]  v
+    rowwise_adagrad    momentum1 [rows]       s
+    adam               momentum1 [rows, dim]  m      exp_avg_sq [rows, dim]  v      step []  t
+    rowwise_adam       momentum1 [rows, dim]  m      exp_avg_sq [rows]       s      step []  t
+    ftrl               z [rows, dim]                 n [rows, dim]
+
+Adam's t is the ``step`` of the table.
 """
 
 from collections.abc import Mapping
@@ -15,15 +22,40 @@ from typing import Annotated, Any, Literal
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from pydantic import Field
 from torch import Tensor, nn
 from torchrec.optim.keyed import KeyedOptimizer
 
+from thresher.embeddings.kernels.backend import pick_backend
+from thresher.embeddings.kernels.bags import Bags, Pooling
 from thresher.embeddings.kernels.rules import HAS_SCALAR, NEVER, VECTORS, RowOptimizerName, UpdateRule
+from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.tables import FLOAT_BYTES
 from thresher.settings import Settings
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+_STATE_NAMES: dict[RowOptimizerName, tuple[str, ...]] = {
+    "sgd": (),
+    "adagrad": ("momentum1",),
+    "rowwise_adagrad": ("momentum1",),
+    "adam": ("momentum1", "exp_avg_sq"),
+    "rowwise_adam": ("momentum1", "exp_avg_sq"),
+    "ftrl": ("z", "n"),
+}
+_FBGEMM: dict[RowOptimizerName, EmbOptimType] = {
+    "sgd": EmbOptimType.EXACT_SGD,
+    "adagrad": EmbOptimType.EXACT_ADAGRAD,
+    "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+    "adam": EmbOptimType.ADAM,
+    "rowwise_adam": EmbOptimType.PARTIAL_ROWWISE_ADAM,
+}
+_DECAYS: dict[RowOptimizerName, dict[str, WeightDecayMode]] = {
+    "rowwise_adagrad": {"l2": WeightDecayMode.L2, "decoupled": WeightDecayMode.DECOUPLE},
+    "adam": {"decoupled": WeightDecayMode.NONE},
+    "rowwise_adam": {"decoupled": WeightDecayMode.NONE},
+}
+"""Decays that FBGEMM's CUDA kernels have, by optimizer, and the mode that asks for them. Adam's is always decoupled."""
 
 
 class TableOptimizer(Settings):
@@ -62,6 +94,16 @@ class TableOptimizer(Settings):
         """How many numbers the optimizer keeps for each weight."""
         return VECTORS[self.name]
 
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of a table's state: its vectors in the order of ``kernels/rules.py``, then its scalar."""
+        return _STATE_NAMES[self.name]
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the updates of a table are part of its optimizer's state."""
+        return self.name in ("adam", "rowwise_adam")
+
     def state_bytes(self, rows: int, dim: int) -> int:
         """Bytes of fp32 optimizer state of a [rows, dim] table or shard."""
         return rows * (self.has_scalar + dim * self.vectors) * FLOAT_BYTES
@@ -88,61 +130,85 @@ class TableOptimizer(Settings):
 
 
 def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
-    """TorchRec's ``fused_params``. Ids outside the table stop the run; FBGEMM's default reads row 0 for them."""
-    kinds = {
-        "sgd": EmbOptimType.EXACT_SGD,
-        "adagrad": EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-    }
-    params = {"optimizer": kinds[optimizer.name], "learning_rate": optimizer.lr}
-    return params | {"eps": optimizer.eps, "bounds_check_mode": BoundsCheckMode.FATAL}
+    """TorchRec's ``fused_params`` for FBGEMM's CUDA kernels; empty where they have no such optimizer or decay.
+
+    FBGEMM has no FTRL, ignores weight decay for SGD and Adagrad, and knows no L2 decay for Adam. Ids outside the table
+    stop the run; FBGEMM's default reads row 0 for them.
+    """
+    decay = _DECAYS.get(optimizer.name, {}).get(optimizer.decay)
+    if optimizer.name not in _FBGEMM or (optimizer.weight_decay and decay is None):
+        return {}
+    params = {"optimizer": _FBGEMM[optimizer.name], "learning_rate": optimizer.lr, "eps": optimizer.eps}
+    if optimizer.counts_steps:
+        params |= {"beta1": optimizer.betas[0], "beta2": optimizer.betas[1]}
+    if optimizer.weight_decay:
+        params |= {"weight_decay": optimizer.weight_decay, "weight_decay_mode": decay}
+    return params | {"bounds_check_mode": BoundsCheckMode.FATAL}
 
 
 class ReplicatedTables(KeyedOptimizer):  # type: ignore[misc]
-    """Does to dense gradients [rows, dim] of replicated tables what the fused optimizer does to rows.
+    """Does to dense gradients [rows, dim] of replicated tables what the backward does to rows of other tables.
 
-    Its state has the fused one's names and shapes (``<table>.momentum1``: [rows] or [rows, dim]), so that a checkpoint
-    loads whether a table is replicated or cut. Gradients are forgotten once applied.
+    A row counts as touched if any number of its gradient is not 0. State has the same names and shapes
+    (``<table>.momentum1`` and so on, above), so that a checkpoint loads whether a table is replicated or cut. Gradients
+    are forgotten once applied.
 
     Args:
         tables: ``<path>.<table>.weight`` to its parameter.
+
+    Attributes:
+        tables: the storage of each, over the parameter's memory.
     """
 
     def __init__(self, tables: Mapping[str, nn.Parameter], settings: TableOptimizer) -> None:
         self._settings = settings
-        state = {weight: self._fresh(key.split(".")[-2], weight) for key, weight in tables.items()}
+        self.tables = {key: _over(key.split(".")[-2], weight, settings) for key, weight in tables.items()}
+        state = {tables[key]: _named_state(table, settings) for key, table in self.tables.items()}
         super().__init__(tables, state, [{"params": list(tables.values()), "lr": settings.lr}])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Applies pending gradients."""
+        """Applies pending gradients.
+
+        Raises:
+            BadGradient: one is not finite; names table and row. Tables before it have been updated.
+        """
         rate = next(iter(self.param_groups))["lr"]
-        for weight in self.params.values():
+        for key, weight in self.params.items():
             if weight.grad is not None:
-                self._update(weight, weight.grad, rate)
+                self._update(key, weight.grad, rate)
         # Only now: tables of one collection are slices of one tensor, whose gradient goes with the first one's.
         for weight in self.params.values():
             weight.grad = None
 
-    def _fresh(self, table: str, weight: nn.Parameter) -> dict[str, Tensor]:
-        match self._settings.name:
-            case "sgd":
-                return {}
-            case "adagrad":
-                return {f"{table}.momentum1": torch.zeros_like(weight)}
-            case "rowwise_adagrad":
-                return {f"{table}.momentum1": torch.zeros_like(weight[:, 0])}
+    def _update(self, key: str, gradient: Tensor, rate: float) -> None:
+        table, state = self.tables[key], self.state[self.params[key]]
+        rows = gradient.ne(0).any(1).nonzero()[:, 0]
+        each = torch.arange(len(rows) + 1, device=rows.device)
+        backend = pick_backend(table.device)
+        found = backend.sort([table], Bags(rows, each, None, (0,), (len(rows),), Pooling.NONE))
+        if self._settings.counts_steps:  # a checkpoint may have been loaded into it
+            table.step = int(state[f"{table.name}.{STEP}"])
+        table.advance()
+        backend.update([table], found, gradient[rows], [self._settings.rule(rate, table.step)])
+        if self._settings.counts_steps:
+            state[f"{table.name}.{STEP}"].fill_(table.step)
 
-    def _update(self, weight: nn.Parameter, gradient: Tensor, rate: float) -> None:
-        if self._settings.name == "sgd":
-            weight.sub_(gradient, alpha=rate)
-            return
-        (momentum,) = self.state[weight].values()
-        square = gradient.square()
-        if self._settings.name == "adagrad":
-            momentum.add_(square)
-            scale = momentum
-        else:
-            momentum.add_(square.mean(1))
-            scale = momentum.unsqueeze(1)
-        weight.addcdiv_(gradient, scale.sqrt().add_(self._settings.eps), value=-rate)
+
+def _over(name: str, weight: nn.Parameter, settings: TableOptimizer) -> FlatTable:
+    rows, dim = weight.shape
+    memory = weight.detach().as_subclass(Tensor)
+    return FlatTable(
+        name,
+        rows,
+        dim,
+        scalar=settings.has_scalar,
+        vectors=settings.vectors,
+        weights=memory,
+        device=weight.device,
+    )
+
+
+def _named_state(table: FlatTable, settings: TableOptimizer) -> dict[str, Tensor]:
+    kept = [*table.vectors, *([table.scalar] if settings.has_scalar else [])]
+    return {f"{table.name}.{name}": state for name, state in zip(settings.state_names, kept, strict=True)}
