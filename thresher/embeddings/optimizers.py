@@ -12,8 +12,6 @@ State of a table has the names that TorchRec's fused kernels give it, where they
     adam               momentum1 [rows, dim]  m      exp_avg_sq [rows, dim]  v      step []  t
     rowwise_adam       momentum1 [rows, dim]  m      exp_avg_sq [rows]       s      step []  t
     ftrl               z [rows, dim]                 n [rows, dim]
-
-Adam's t is the ``step`` of the table.
 """
 
 from collections.abc import Mapping
@@ -35,12 +33,12 @@ from thresher.embeddings.tables import FLOAT_BYTES
 from thresher.settings import Settings
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-_STATE_NAMES: dict[RowOptimizerName, tuple[str, ...]] = {
-    "sgd": (),
+STEP = "step"
+_SCALAR_NAMES: dict[RowOptimizerName, str] = {"rowwise_adagrad": "momentum1", "rowwise_adam": "exp_avg_sq"}
+_VECTOR_NAMES: dict[RowOptimizerName, tuple[str, ...]] = {
     "adagrad": ("momentum1",),
-    "rowwise_adagrad": ("momentum1",),
     "adam": ("momentum1", "exp_avg_sq"),
-    "rowwise_adam": ("momentum1", "exp_avg_sq"),
+    "rowwise_adam": ("momentum1",),
     "ftrl": ("z", "n"),
 }
 _FBGEMM: dict[RowOptimizerName, EmbOptimType] = {
@@ -95,9 +93,14 @@ class TableOptimizer(Settings):
         return VECTORS[self.name]
 
     @property
-    def state_names(self) -> tuple[str, ...]:
-        """Names of a table's state: its vectors in the order of ``kernels/rules.py``, then its scalar."""
-        return _STATE_NAMES[self.name]
+    def scalar_name(self) -> str:
+        """What the one number a row is called in state dicts; empty where there is none."""
+        return _SCALAR_NAMES.get(self.name, "")
+
+    @property
+    def vector_names(self) -> tuple[str, ...]:
+        """What the numbers for each weight are called in state dicts, in the order of ``kernels/rules.py``."""
+        return _VECTOR_NAMES.get(self.name, ())
 
     @property
     def counts_steps(self) -> bool:
@@ -210,5 +213,9 @@ def _over(name: str, weight: nn.Parameter, settings: TableOptimizer) -> FlatTabl
 
 
 def _named_state(table: FlatTable, settings: TableOptimizer) -> dict[str, Tensor]:
-    kept = [*table.vectors, *([table.scalar] if settings.has_scalar else [])]
-    return {f"{table.name}.{name}": state for name, state in zip(settings.state_names, kept, strict=True)}
+    named = {f"{table.name}.{name}": v for name, v in zip(settings.vector_names, table.vectors, strict=True)}
+    if settings.has_scalar:
+        named[f"{table.name}.{settings.scalar_name}"] = table.scalar
+    if settings.counts_steps:
+        named[f"{table.name}.{STEP}"] = torch.zeros(())
+    return named
