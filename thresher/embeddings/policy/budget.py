@@ -20,14 +20,12 @@ def budget_bytes(text: str, fp32_bytes: int) -> int:
     if found is None:
         raise ConfigError(f"'{text}' is no budget", where=WHERE, fix=_fix(text))
     number, unit = float(found["number"]), found["unit"].lower()
-    if unit == "%":
-        allowed = int(number / 100.0 * fp32_bytes)
-    else:
-        base = 1024 if "i" in unit else 1000
-        allowed = int(number * base ** _POWERS[unit.rstrip("b").rstrip("i")])
-    if allowed < 1:
+    if number == 0:
         raise ConfigError(f"'{text}' allows no byte at all", where=WHERE, fix="leave it empty to train without tiers")
-    return allowed
+    if unit == "%":
+        return int(number / 100.0 * fp32_bytes)
+    base = 1024 if "i" in unit else 1000
+    return int(number * base ** _POWERS[unit.rstrip("b").rstrip("i")])
 
 
 def _fix(text: str) -> str:

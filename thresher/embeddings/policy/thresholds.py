@@ -61,17 +61,17 @@ class Thresholds:
     promote_above: tuple[float, ...]
 
 
-def bucket_edge(bucket: int) -> float:
-    """The lowest priority in a bucket; 0 for the first, infinity beyond the last."""
-    if bucket <= 0:
-        return 0.0
-    if bucket >= HISTOGRAM_BUCKETS:
-        return math.inf
+def _edge(bucket: int) -> float:
     octave, part = divmod(bucket, PER_OCTAVE)
     return math.ldexp(1.0 + part / PER_OCTAVE, octave + LOWEST_OCTAVE)
 
 
-_EDGES = tuple(bucket_edge(bucket) for bucket in range(HISTOGRAM_BUCKETS + 1))
+_EDGES = (*(_edge(bucket) for bucket in range(HISTOGRAM_BUCKETS)), math.inf)
+
+
+def bucket_edge(bucket: int) -> float:
+    """The lowest priority in a bucket; 0 for the first, infinity beyond the last."""
+    return _EDGES[bucket] if bucket else 0.0
 
 
 class _Counted:
