@@ -114,7 +114,7 @@ def test_the_printed_plan_names_tables_types_ranks_shards_and_totals() -> None:
     lines = plan_text(noted).splitlines()
     (row,) = (line for line in lines if "101 x 32" in line)
     cells = [cell.strip() for cell in row.split("  ") if cell.strip()]
-    assert cells == ["a", "101 x 32", "row_wise", "0-3", "3 of 26 x 32, 1 of 23 x 32", "13.3 kB"]
+    assert cells == ["a", "101 x 32", "fp32", "row_wise", "0-3", "3 of 26 x 32, 1 of 23 x 32", "13.3 kB"]
     (whole,) = (line for line in lines if "40 x 16" in line)
     assert "whole" in whole
     totals = [line for line in lines if "rank " in line]

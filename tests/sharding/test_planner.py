@@ -9,12 +9,15 @@ from torch import nn
 
 from tests.sharding.models import bags, model, sequences
 from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.policy.plan import tier_plan
 from thresher.embeddings.tables import find_tables
-from thresher.errors import PlanError
+from thresher.errors import ConfigError, PlanError
 from thresher.sharding.check import check_plan
 from thresher.sharding.cuts import BAG_TYPES, SEQUENCE_TYPES
+from thresher.sharding.footprint import Footprint
 from thresher.sharding.plan import Plan
-from thresher.sharding.planner import make_plan
+from thresher.sharding.planner import make_plan, repriced
 from thresher.sharding.translate import from_torchrec, to_torchrec
 
 ADAGRAD = TableOptimizer(name="adagrad")
@@ -64,7 +67,7 @@ def test_every_type_yields_a_plan_that_passes_its_own_check(kind: str, world: in
         assert sum(shard.rows * shard.cols for shard in table.shards) == copies * table.rows * table.dim
     infos = find_tables(net)
     check_plan(plan, infos, world, local_world, "test")
-    assert from_torchrec(to_torchrec(plan, "cpu"), infos, ADAGRAD, world, local_world) == plan
+    assert from_torchrec(to_torchrec(plan, "cpu"), infos, Footprint(ADAGRAD), world, local_world) == plan
 
 
 def test_bytes_count_weights_and_optimizer_state() -> None:
@@ -76,11 +79,81 @@ def test_bytes_count_weights_and_optimizer_state() -> None:
     assert sizes == {"sgd": 6400, "rowwise_adagrad": 6800, "adagrad": 12800}
 
 
-def test_row_wise_adagrad_under_column_cuts_is_noted() -> None:
+TIERS = TierConfig(budget="40%", flat_below_bytes=0)
+
+
+def test_tables_with_tiers_count_as_what_they_will_take() -> None:
+    net = model(bags=bags(a=(10_000, 64), b=(10_000, 64)))
+    plan = plan_of(net, default="row_wise", tiers=TIERS)
+    fp32 = 10_000 * (64 + 1) * 4
+    assert [table.tiers for table in plan.tables] == [("int8", "fp16", "fp32")] * 2
+    assert sum(plan.bytes_of(rank) for rank in range(4)) == pytest.approx(0.4 * 2 * fp32, rel=1e-3)
+    protected = plan_of(net, default="row_wise", tiers=TierConfig(budget="80%", flat_below_bytes=0, protect=("a",)))
+    a, b = protected.tables
+    assert a.tiers == ()
+    assert sum(shard.bytes for shard in a.shards) == fp32
+    assert sum(shard.bytes for shard in b.shards) == pytest.approx(0.6 * fp32, rel=1e-3)
+
+
+def test_column_shards_each_count_their_headers() -> None:
+    net = model(bags=bags(a=(10_000, 64)))
+    least = TierConfig(budget="31%", flat_below_bytes=0)
+    whole, cut = (plan_of(net, default=kind, tiers=least).tables[0] for kind in ("table_wise", "column_wise"))
+    assert sum(shard.bytes for shard in whole.shards) == pytest.approx(0.31 * 10_000 * 65 * 4, rel=1e-3)
+    assert [shard.bytes for shard in cut.shards] == [10_000 * (16 + 16)] * 4
+
+
+@pytest.mark.parametrize(("name", "vectors"), [("adam", 2), ("ftrl", 2), ("adagrad", 1), ("rowwise_adam", 1)])
+def test_state_of_vector_optimizers_counts_in_tiers(name: str, vectors: int) -> None:
+    optimizer = TableOptimizer(name=name)
+    footprint = Footprint(optimizer, tier_plan(find_tables(model(bags=bags(a=(1000, 64)))), TIERS_45, optimizer))
+    full = 1000 * (64 * (1 + vectors) + optimizer.has_scalar) * 4
+    assert Footprint(optimizer).shard_bytes("bags.a", 1000, 64) == full
+    assert footprint.shard_bytes("bags.a", 1000, 64) == pytest.approx(max(0.45 * full, 1000 * (80 + 128 * vectors)))
+
+
+TIERS_45 = TierConfig(budget="45%", flat_below_bytes=0)
+
+
+def test_tiers_let_tables_fit_that_do_not_fit_in_fp32() -> None:
+    net = model(bags=bags(a=(100_000, 64), b=(100_000, 64)))
+    memory = {"memory_bytes": 15_000_000, "default": "table_wise", "world": 2, "local_world": 2}
+    with pytest.raises(PlanError, match=r"needs 0\.026 GB on one of 2 ranks"):
+        plan_of(net, **memory)
+    plan = plan_of(net, **memory, tiers=TIERS)
+    assert {table.shards[0].rank for table in plan.tables} == {0, 1}
+
+
+def test_the_planner_counts_optimizer_state_where_it_places_tables() -> None:
+    net = model(bags=bags(a=(100_000, 64), b=(100_000, 64)))
+    memory = {"memory_bytes": 80_000_000, "default": "table_wise", "world": 1, "local_world": 1}
+    assert plan_of(net, **memory).tables
+    with pytest.raises(PlanError, match=r"no placement of 2 tables \(0\.154 GB in all"):
+        plan_of(net, **memory, optimizer=TableOptimizer(name="adam"))
+
+
+def test_a_budget_that_cannot_be_met_is_refused() -> None:
+    with pytest.raises(ConfigError, match="cannot take less than"):
+        plan_of(model(bags=bags(a=(10_000, 64))), tiers=TierConfig(budget="10%", flat_below_bytes=0))
+
+
+def test_a_saved_plan_takes_the_bytes_and_tiers_of_the_run() -> None:
+    net = model(bags=bags(a=(10_000, 64), b=(10_000, 64)))
+    plain = plan_of(net, default="column_wise")
+    separate = TableOptimizer(column_state="separate")
+    assert repriced(plain, net, TableOptimizer(), TIERS) == plan_of(net, default="column_wise", tiers=TIERS)
+    assert repriced(plain, net, separate, None) == plan_of(net, default="column_wise", optimizer=separate)
+
+
+def test_what_column_cuts_change_is_noted() -> None:
     net = model(bags=bags(a=(100, 16), b=(100, 16)))
     settings = {"tables": {"a": "column_wise"}, "default": "table_wise"}
-    assert "in tables bags.a: results differ" in plan_of(net, **settings).notes[0]
-    assert plan_of(net, **settings, optimizer=ADAGRAD).notes == ()
+    assert plan_of(net, **settings).notes == ()
+    separate = TableOptimizer(column_state="separate")
+    assert "in tables bags.a: results differ" in plan_of(net, **settings, optimizer=separate).notes[0]
+    assert plan_of(net, **settings, optimizer=TableOptimizer(name="adagrad", column_state="separate")).notes == ()
+    (note,) = plan_of(net, **settings, tiers=TierConfig(budget="90%", flat_below_bytes=0)).notes
+    assert "a scale for each column shard in tables bags.a" in note
 
 
 def test_tables_of_one_name_in_two_collections_are_planned_apart() -> None:

@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from thresher.embeddings.optimizers import TableOptimizer
-from thresher.embeddings.tables import FLOAT_BYTES, TableInfo
+from thresher.embeddings.tables import TableInfo
 from thresher.errors import PlanError
 from thresher.sharding.cuts import column_parts, column_width, rectangles, refusals
+from thresher.sharding.footprint import Footprint
 from thresher.sharding.plan import Plan, TablePlan
 
 REPLAN = "leave sharding.plan empty to plan anew"
@@ -92,7 +92,7 @@ def _ranks_fit(table: TablePlan, world: int, local_world: int) -> bool:
 
 
 def check_memory(
-    info: TableInfo, kinds: Sequence[str], optimizer: TableOptimizer, world: int, local_world: int, memory_bytes: int
+    info: TableInfo, kinds: Sequence[str], footprint: Footprint, world: int, local_world: int, memory_bytes: int
 ) -> None:
     """Refuses a table whose largest shard alone exceeds a rank's memory under each of ``kinds``.
 
@@ -103,11 +103,11 @@ def check_memory(
     for kind in kinds:
         width = column_width(info.dim, column_parts(kind, world, local_world))
         rows = max(n for _, n, _, _ in rectangles(info.rows, info.dim, kind, world, local_world, width))
-        sizes.append(rows * width * FLOAT_BYTES + optimizer.state_bytes(rows, width))
+        sizes.append(footprint.shard_bytes(info.path, rows, width))
     if min(sizes) > memory_bytes:
         raise PlanError(
             f"table '{info.path}' ({info.rows} x {info.dim}) as {' or '.join(kinds)} needs {min(sizes) / 1e9:.3g} GB "
             f"on one of {world} ranks, which have {memory_bytes / 1e9:.3g} GB each for tables",
             where="sharding",
-            fix="split it over more ranks (row_wise), raise sharding.memory_gb, or shrink the table",
+            fix="split it over more ranks (row_wise), raise sharding.memory_gb, give it tiers, or shrink it",
         )

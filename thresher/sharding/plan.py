@@ -20,6 +20,21 @@ ShardingType = Literal[
 ]
 
 
+class WireConfig(Settings):
+    """Precision of what ranks send each other.
+
+    Attributes:
+        forward: of vectors looked up; ``int8`` is fp16 where a table's rows are cut (sums cannot be added up in int8).
+        backward: of their gradients.
+        gradient_scale: gradients in fp16 travel multiplied by this, so that small ones do not vanish; larger ones than
+            65504 / ``gradient_scale`` stop the run. A power of two.
+    """
+
+    forward: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    backward: Literal["fp32", "fp16", "bf16"] = "fp32"
+    gradient_scale: float = Field(default=1024.0, gt=0)
+
+
 class ShardingConfig(Settings):
     """Which rank holds which part of each table.
 
@@ -28,16 +43,21 @@ class ShardingConfig(Settings):
         tables: sharding type by table name.
         plan: a plan file saved by an earlier run, used as it is; empty to plan anew.
         memory_gb: memory per rank that tables may use; 0 for what the machine has.
+        measure_rows: training rows whose ids are counted before planning, so that often read tables and rows are
+            spread over the ranks; 0 plans without.
+        wire: precision of the vectors and gradients that ranks exchange.
     """
 
     default: ShardingType = "auto"
     tables: dict[str, ShardingType] = Field(default_factory=dict)
     plan: str = ""
     memory_gb: float = Field(default=0.0, ge=0)
+    measure_rows: int = Field(default=0, ge=0)
+    wire: WireConfig = WireConfig()
 
 
 class Shard(Settings):
-    """A rectangle of one table on one rank; ``bytes`` counts weights and optimizer state."""
+    """A rectangle of one table on one rank; ``bytes`` counts weights and optimizer state, as expected under tiers."""
 
     rank: int = Field(ge=0)
     row0: int = Field(ge=0)
@@ -52,6 +72,11 @@ class TablePlan(Settings):
 
     ``data_parallel`` has one shard of the whole table on each rank. ``kernel`` says who updates its rows: ``fused``
     in the backward, ``dense`` from gradients averaged over the ranks.
+
+    Attributes:
+        tiers: precisions that its rows can have, lowest first; none where all rows are fp32.
+        lookups, head: measured lookups a sample, and the share of them that the most frequent 1 % of the rows get; 0
+            where nothing was measured.
     """
 
     module: str
@@ -61,6 +86,9 @@ class TablePlan(Settings):
     sharding_type: ShardingType
     kernel: Literal["dense", "fused"]
     shards: tuple[Shard, ...]
+    tiers: tuple[str, ...] = ()
+    lookups: float = Field(default=0.0, ge=0)
+    head: float = Field(default=0.0, ge=0)
 
     @property
     def path(self) -> str:

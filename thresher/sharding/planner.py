@@ -1,21 +1,24 @@
 """From a model and what its user asked for to a :class:`Plan`. TorchRec's planner places; we check before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import nn
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.stats import NoopEmbeddingStats
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError, ShardingOption
-from torchrec.distributed.types import ModuleSharder
+from torchrec.distributed.planner.types import PlannerError
 
 from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.policy.plan import tier_plan
 from thresher.embeddings.tables import TableInfo, find_tables
 from thresher.errors import PlanError, nearest
 from thresher.sharding.check import check_complete, check_memory, check_plan
 from thresher.sharding.cuts import BAG_TYPES, COLUMN_STEP, column_parts, column_width, refusals
-from thresher.sharding.plan import Plan
+from thresher.sharding.estimates import Enumerator
+from thresher.sharding.footprint import Footprint
+from thresher.sharding.frequencies import Frequency
+from thresher.sharding.plan import Plan, TablePlan
 from thresher.sharding.sharders import sharders
 from thresher.sharding.topology import make_topology, table_memory
 from thresher.sharding.translate import from_torchrec, notes_of
@@ -23,7 +26,9 @@ from thresher.sharding.translate import from_torchrec, notes_of
 REPLICATE_BYTES = 1 << 16
 """``auto`` replicates pooled tables up to this size: so small an all-reduce is cheaper than routing ids and vectors."""
 AUTO_TYPES = ("table_wise", "row_wise", "table_row_wise")
-"""What ``auto`` chooses from for larger tables; column cuts change row-wise Adagrad, so a user must ask for them."""
+"""What ``auto`` chooses from for larger tables. Their results are those of uncut tables to the last bit. Column cuts
+add up a row's squares in another order, give int8 rows a scale for each part, send every id to all parts and store a
+header in each: a user must ask for them."""
 
 
 def make_plan(
@@ -37,6 +42,8 @@ def make_plan(
     tables: Mapping[str, str] | None = None,
     memory_bytes: int = 0,
     batch_size: int = 512,
+    tiers: TierConfig | None = None,
+    frequencies: Mapping[str, Frequency] | None = None,
 ) -> Plan:
     """Places every table of ``model``; the same plan for the same arguments, on every rank.
 
@@ -49,8 +56,11 @@ def make_plan(
         tables: sharding type by table name.
         memory_bytes: memory per rank for tables; 0 for a share of what the machine has.
         batch_size: samples per rank and step, for the planner's estimates.
+        tiers: of rows; tables that have some count with the bytes they will take. None, or no budget: all are fp32.
+        frequencies: measured lookups by the path of the table (``measure_frequencies``).
 
     Raises:
+        ConfigError: the tiers do not fit the tables.
         PlanError: a type or table is unknown, a type does not fit its table and the ranks, or memory does not suffice;
             the message names the table, what was asked and what is possible.
     """
@@ -59,17 +69,50 @@ def make_plan(
     asked = _asked(infos, default, tables or {})
     allowed = _allowed(infos, asked, tables or {}, world, local_world)
     memory = memory_bytes or table_memory(device, local_world)
+    replicated = {info.path for info in infos if allowed[info.table] == ["data_parallel"]}
+    footprint = _footprint(infos, replicated, optimizer, tiers)
     for info in infos:
-        check_memory(info, allowed[info.table], optimizer, world, local_world, memory)
-    planner = _planner(_constraints(infos, allowed, world, local_world), world, local_world, device, memory, batch_size)
+        check_memory(info, allowed[info.table], footprint, world, local_world, memory)
+    constraints = _constraints(infos, allowed, world, local_world)
+    topology = make_topology(world, local_world, device, memory)
+    enumerator = Enumerator(topology, batch_size, constraints, footprint, frequencies or {})
     try:
-        found = planner.plan(model, sharders(optimizer))
+        found = _planner(topology, batch_size, enumerator, constraints).plan(model, sharders(optimizer))
     except PlannerError as error:
-        raise _no_room(infos, optimizer, world, memory, error) from error
-    plan = from_torchrec(found, infos, optimizer, world, local_world)
+        raise _no_room(infos, footprint, world, memory, error) from error
+    plan = from_torchrec(found, infos, footprint, world, local_world)
     check_complete(plan, infos, "planner")
     check_plan(plan, infos, world, local_world, "planner")
-    return plan.model_copy(update={"notes": notes_of(plan, optimizer)})
+    measured = tuple(_measured(table, frequencies or {}) for table in plan.tables)
+    return plan.model_copy(update={"notes": notes_of(plan, optimizer), "tables": measured})
+
+
+def repriced(plan: Plan, model: nn.Module, optimizer: TableOptimizer, tiers: TierConfig | None) -> Plan:
+    """A saved plan with the bytes, tiers and notes that it has in this run. Tables that it lacks are left to
+    ``check_plan``.
+
+    Raises:
+        ConfigError: the tiers do not fit the tables.
+    """
+    replicated = {table.path for table in plan.tables if table.sharding_type == "data_parallel"}
+    priced = _footprint(find_tables(model), replicated, optimizer, tiers).priced(plan)
+    return priced.model_copy(update={"notes": notes_of(priced, optimizer)})
+
+
+def _footprint(
+    infos: Sequence[TableInfo], replicated: Collection[str], optimizer: TableOptimizer, tiers: TierConfig | None
+) -> Footprint:
+    """``replicated`` tables have no tiers."""
+    if tiers is None or not tiers.enabled:
+        return Footprint(optimizer)
+    return Footprint(optimizer, tier_plan(infos, tiers, optimizer, replicated))
+
+
+def _measured(table: TablePlan, frequencies: Mapping[str, Frequency]) -> TablePlan:
+    found = frequencies.get(table.path)
+    if found is None:
+        return table
+    return table.model_copy(update={"lookups": sum(found.lookups), "head": found.head})
 
 
 def _check_ranks(world: int, local_world: int) -> None:
@@ -160,28 +203,13 @@ def _constraints(
     return constraints
 
 
-class _OrderedEnumerator(EmbeddingEnumerator):  # type: ignore[misc]
-    """TorchRec's enumerator walks sets of strings, whose order differs between processes."""
-
-    def enumerate(self, module: nn.Module, sharders: list[ModuleSharder[nn.Module]]) -> list[ShardingOption]:
-        """All options, in an order that depends on the model alone."""
-        options: list[ShardingOption] = super().enumerate(module, sharders)
-        return sorted(options, key=lambda option: (option.path, option.name, BAG_TYPES.index(option.sharding_type)))
-
-
 def _planner(
-    constraints: dict[str, ParameterConstraints],
-    world: int,
-    local_world: int,
-    device: str,
-    memory: int,
-    batch_size: int,
+    topology: Topology, batch_size: int, enumerator: Enumerator, constraints: dict[str, ParameterConstraints]
 ) -> EmbeddingShardingPlanner:
-    topology = make_topology(world, local_world, device, memory)
     return EmbeddingShardingPlanner(
         topology=topology,
         batch_size=batch_size,
-        enumerator=_OrderedEnumerator(topology, batch_size, constraints),
+        enumerator=enumerator,
         storage_reservation=FixedPercentageStorageReservation(0.0),
         stats=NoopEmbeddingStats(),
         constraints=constraints,
@@ -190,9 +218,9 @@ def _planner(
 
 
 def _no_room(
-    infos: Sequence[TableInfo], optimizer: TableOptimizer, world: int, memory: int, error: PlannerError
+    infos: Sequence[TableInfo], footprint: Footprint, world: int, memory: int, error: PlannerError
 ) -> PlanError:
-    needed = sum(info.weight_bytes + optimizer.state_bytes(info.rows, info.dim) for info in infos)
+    needed = sum(footprint.shard_bytes(info.path, info.rows, info.dim) for info in infos)
     largest = max(infos, key=lambda info: info.weight_bytes)
     reason = str(error).strip().splitlines()[0]
     return PlanError(

@@ -15,16 +15,19 @@ def plan_table(plan: Plan) -> Table:
     """One line a table (largest first), and below the bytes of each rank; for a rich console or the plain one."""
     title = f"sharding plan: {plan.world} ranks, {plan.local_world} per machine; bytes include optimizer state"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("table", "rows x dim", "type", "ranks", "shards", "bytes"):
+    measured = any(part.lookups for part in plan.tables)
+    columns = ("table", "rows x dim", "tiers", "type", "ranks", "shards", "bytes")
+    for name in (*columns, "lookups", "to top 1%") if measured else columns:
         table.add_column(name, overflow="fold")
     names = Counter(part.table for part in plan.tables)
     for part in sorted(plan.tables, key=_bytes, reverse=True):
         name = part.table if names[part.table] == 1 else part.path
         shape = f"{part.rows:,} x {part.dim}"
-        table.add_row(name, shape, part.sharding_type, _ranks(part), _shapes(part), readable(_bytes(part)))
+        cells = (name, shape, _tiers(part), part.sharding_type, _ranks(part), _shapes(part), readable(_bytes(part)))
+        table.add_row(*cells, *((f"{part.lookups:.3g}", f"{part.head:.0%}") if measured else ()))
     table.add_section()
     for rank in range(plan.world):
-        table.add_row(f"rank {rank}", "", "", "", "", readable(plan.bytes_of(rank)))
+        table.add_row(f"rank {rank}", *[""] * (len(columns) - 2), readable(plan.bytes_of(rank)))
     return table
 
 
@@ -46,6 +49,10 @@ def readable(size: int) -> str:
 
 def _bytes(table: TablePlan) -> int:
     return sum(shard.bytes for shard in table.shards)
+
+
+def _tiers(table: TablePlan) -> str:
+    return " ".join(table.tiers) or "fp32"
 
 
 def _ranks(table: TablePlan) -> str:

@@ -8,7 +8,8 @@ from torchrec.distributed.planner.utils import placement
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ParameterSharding, ShardingPlan
 
 from thresher.embeddings.optimizers import TableOptimizer
-from thresher.embeddings.tables import FLOAT_BYTES, TableInfo
+from thresher.embeddings.tables import TableInfo
+from thresher.sharding.footprint import Footprint
 from thresher.sharding.plan import Plan, Shard, TablePlan
 
 
@@ -37,19 +38,20 @@ def _parameter(table: TablePlan, device: str, local_world: int) -> ParameterShar
 
 
 def from_torchrec(
-    plan: ShardingPlan, infos: Sequence[TableInfo], optimizer: TableOptimizer, world: int, local_world: int
+    plan: ShardingPlan, infos: Sequence[TableInfo], footprint: Footprint, world: int, local_world: int
 ) -> Plan:
-    """TorchRec's plan as ours; its tables come in the order of ``infos``."""
+    """TorchRec's plan as ours; its tables come in the order of ``infos``, their bytes from ``footprint``."""
     shapes = {(info.module, info.table): (number, info) for number, info in enumerate(infos)}
     found: dict[int, TablePlan] = {}
     for module, parameters in plan.plan.items():
         for name, parameter in parameters.items():
             number, info = shapes[module, name]
-            found[number] = _table(info, parameter, optimizer, world)
-    return Plan(world=world, local_world=local_world, tables=tuple(found[number] for number in sorted(found)))
+            found[number] = _table(info, parameter, world)
+    tables = tuple(found[number] for number in sorted(found))
+    return footprint.priced(Plan(world=world, local_world=local_world, tables=tables))
 
 
-def _table(info: TableInfo, parameter: ParameterSharding, optimizer: TableOptimizer, world: int) -> TablePlan:
+def _table(info: TableInfo, parameter: ParameterSharding, world: int) -> TablePlan:
     if parameter.sharding_spec is None:
         cuts = [(rank, 0, info.rows, 0, info.dim) for rank in range(world)]
     else:
@@ -65,21 +67,27 @@ def _table(info: TableInfo, parameter: ParameterSharding, optimizer: TableOptimi
         dim=info.dim,
         sharding_type=parameter.sharding_type,
         kernel=parameter.compute_kernel,
-        shards=tuple(_shard(*cut, optimizer) for cut in cuts),
+        shards=tuple(Shard(rank=r, row0=row0, rows=n, col0=col0, cols=m, bytes=0) for r, row0, n, col0, m in cuts),
     )
-
-
-def _shard(rank: int, row0: int, rows: int, col0: int, cols: int, optimizer: TableOptimizer) -> Shard:
-    size = rows * cols * FLOAT_BYTES + optimizer.state_bytes(rows, cols)
-    return Shard(rank=rank, row0=row0, rows=rows, col0=col0, cols=cols, bytes=size)
 
 
 def notes_of(plan: Plan, optimizer: TableOptimizer) -> tuple[str, ...]:
-    """What ``optimizer`` means under this placement where it is not what the unsharded model would do."""
-    split = [table.path for table in plan.tables if table.splits_columns]
-    if not split or optimizer.name != "rowwise_adagrad":
-        return ()
-    return (
-        f"rowwise_adagrad takes the mean of squared gradients over each column shard, not over the row, in tables "
-        f"{', '.join(split)}: results differ from those of uncut tables (adagrad and sgd do not)",
-    )
+    """What training means under this placement where it is not what the unsharded model would do."""
+    split = [table for table in plan.tables if table.splits_columns]
+    notes = []
+    if split and optimizer.has_scalar and optimizer.column_state == "separate":
+        notes.append(
+            f"{optimizer.name} with column_state separate takes the mean of squared gradients over each column shard, "
+            f"not over the row, in tables {_paths(split)}: results differ from those of uncut tables"
+        )
+    scaled = [table for table in split if {"int8", "int4"} & set(table.tiers)]
+    if scaled:
+        notes.append(
+            f"rows in int8 and int4 have a scale for each column shard in tables {_paths(scaled)}: they are rounded "
+            "more finely than in uncut tables, so results differ"
+        )
+    return tuple(notes)
+
+
+def _paths(tables: Sequence[TablePlan]) -> str:
+    return ", ".join(table.path for table in tables)

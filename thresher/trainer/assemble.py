@@ -1,6 +1,9 @@
 """Builds the parts of a run from its configuration, the same on every rank but for the shards."""
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,12 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
+from thresher.embeddings.tables import find_tables
 from thresher.errors import ConfigError
+from thresher.sharding.frequencies import Frequency, measure_frequencies
 from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.plan import Plan
-from thresher.sharding.planner import make_plan
+from thresher.sharding.planner import make_plan, repriced
 from thresher.trainer.checkpoint import LazyOptimizer, State
 from thresher.trainer.config import RunConfig
 from thresher.trainer.evaluate import Evaluator
@@ -100,7 +105,8 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
     """
     torch.manual_seed(config.seed)
     model = config.model.build(dataset.schema, torch.device("meta"))
-    plan = plan_of(config, model, world.world, world.local_world, world.device.type)
+    frequencies = measured(config, dataset, model)
+    plan = plan_of(config, model, world.world, world.local_world, world.device.type, frequencies)
     sharded = shard(
         model, plan, device=world.device, optimizer=config.optim.tables, seed=config.seed, group=world.group
     )
@@ -108,15 +114,52 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
     return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense)
 
 
-def plan_of(config: RunConfig[Any], model: Model, world: int, local_world: int, device: str) -> Plan:
+def measured(config: RunConfig[Any], dataset: Dataset, model: Model) -> dict[str, Frequency]:
+    """Lookups of the tables in the first ``sharding.measure_rows`` training rows, the same on every rank.
+
+    Raises:
+        DataError, SchemaError, BadBatch: a file or a row is bad.
+    """
+    data, rows = config.data, min(config.sharding.measure_rows, dataset.split(config.data.train).rows)
+    if not rows or config.sharding.plan:
+        return {}
+    size = min(config.train.batch_size, rows)
+    with tempfile.TemporaryDirectory(prefix="thresher-measure-") as scratch:
+        reader = Reader(
+            dataset,
+            data.train,
+            batch_size=size,
+            seed=config.seed,
+            shuffle=data.shuffle,
+            window_rows=min(data.window_rows, rows),
+            prefetch=0,
+            max_bad_share=data.max_bad_share,
+            quarantine=Path(scratch),
+        )
+        batches = islice(reader.stream(0), -(-rows // size))
+        return measure_frequencies((batch.sparse for batch in batches), find_tables(model))
+
+
+def plan_of(
+    config: RunConfig[Any],
+    model: Model,
+    world: int,
+    local_world: int,
+    device: str,
+    frequencies: Mapping[str, Frequency] | None = None,
+) -> Plan:
     """The pinned plan, or a new one.
+
+    Args:
+        frequencies: of tables, where they were measured.
 
     Raises:
         PlanError: it does not fit the model, the ranks or the memory.
+        ConfigError: the tiers do not fit the tables.
     """
     sharding = config.sharding
     if sharding.plan:
-        return Plan.load(Path(sharding.plan))
+        return repriced(Plan.load(Path(sharding.plan)), model, config.optim.tables, config.tiers)
     return make_plan(
         model,
         world=world,
@@ -127,6 +170,8 @@ def plan_of(config: RunConfig[Any], model: Model, world: int, local_world: int, 
         tables=sharding.tables,
         memory_bytes=int(sharding.memory_gb * BYTES_PER_GB),
         batch_size=max(config.train.batch_size // world, 1),
+        tiers=config.tiers,
+        frequencies=frequencies,
     )
 
 
