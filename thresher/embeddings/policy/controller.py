@@ -111,7 +111,8 @@ class TierController:
     def rebalance(self) -> None:
         """Chooses thresholds, and lowers all rows below them if the tables take more than they may. Collective.
 
-        Rows that will probably enter before the next time are provided for: as many a step as there were until now.
+        Rows that will probably enter before the next time count as rows in the lowest tier: as many a step as there
+        were until now.
         """
         census = self._census()
         plans = self.plan.tiered
@@ -196,7 +197,7 @@ class TierController:
         entered = int(census.histograms[number].sum())
         ahead = next_due(self.step, self.config.rebalance_every) - self.step
         expected = min(table.rows - entered, math.ceil(entered * ahead / max(self.step, 1)))
-        return expected * int(census.row_bytes[number, table.entry])
+        return expected * int(census.row_bytes[number, table.levels[0]])
 
 
 def is_due(step: int, every: int) -> bool:

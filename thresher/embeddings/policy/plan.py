@@ -138,12 +138,13 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
     """
     if least_bytes <= plan.budget_bytes:
         return
-    full = plan.fp32_bytes
+    full, whole = plan.fp32_bytes, sum(table.least_bytes() for table in plan.tables)
+    cut = f" ({readable(least_bytes - whole)} of it because tables are cut by columns)" if least_bytes > whole else ""
     most = sorted(plan.tables, key=lambda table: table.least_bytes(), reverse=True)[:3]
     needs = ", ".join(f"'{t.table}' {readable(t.least_bytes())} ({t.why_flat or _lowest(t)})" for t in most)
     raise ConfigError(
         f"{readable(plan.budget_bytes)} are {100 * plan.budget_bytes / full:.3g}% of the tables' {readable(full)}; "
-        f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}. "
+        f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}{cut}. "
         f"Most is needed by {needs}",
         where=WHERE,
         fix=f"give {_percent_up(least_bytes, full)} or more, add lower levels to tiers.levels, protect fewer tables, "
