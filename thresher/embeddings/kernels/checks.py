@@ -8,7 +8,8 @@ from torch import Tensor
 from thresher.embeddings.kernels.backend import Table
 from thresher.embeddings.kernels.bags import Bags
 from thresher.embeddings.rows.tiered import TieredTable
-from thresher.errors import BadIds
+from thresher.embeddings.rows.tiers import Tier
+from thresher.errors import BadGradient, BadIds, PlanError
 
 _WHOLE = (torch.int32, torch.int64)
 
@@ -43,6 +44,24 @@ def bad_id(tables: Sequence[Table], bags: Bags, position: int, feature: int) -> 
         f"id {int(bags.ids[position])} at position {position} is outside {lowest_id(table)}..{table.rows - 1}",
         where=_place(tables, bags, feature),
         fix="map ids to rows before the lookup, or give the table more rows",
+    )
+
+
+def bad_gradient(table: Table, row: int) -> BadGradient:
+    """The error about the gradient of a row of ``table``."""
+    return BadGradient(
+        f"the gradient of row {row} is not finite",
+        where=f"table '{table.name}'",
+        fix="lower the learning rate, clip gradients, or look for values that are not finite in the batch",
+    )
+
+
+def tier_full(table: TieredTable, tier: Tier, wanted: int, free: int) -> PlanError:
+    """The error about rows that do not all find a slot in ``tier``."""
+    return PlanError(
+        f"{wanted} rows need a slot in tier {tier.name.lower()}, {free} are free",
+        where=f"table '{table.name}'",
+        fix="give the tier more slots",
     )
 
 

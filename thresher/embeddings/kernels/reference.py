@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thresher.embeddings.kernels.backend import HISTOGRAM_BASE, HISTOGRAM_BUCKETS, Sorted, Table, UpdateStats
 from thresher.embeddings.kernels.bags import Bags, Pooling
-from thresher.embeddings.kernels.checks import check_bags
+from thresher.embeddings.kernels.checks import bad_gradient, check_bags, tier_full
 from thresher.embeddings.kernels.records import Noise, free_count, free_slots, move_records, read_rows, store_rows
 from thresher.embeddings.kernels.reference_rules import apply_rule, column_sums, l2_gradient
 from thresher.embeddings.kernels.rules import UpdateRule
@@ -27,7 +27,6 @@ from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.rows.generator import DEMOTED, WEIGHTS
 from thresher.embeddings.rows.tiered import FREE, HIGH, TieredTable
 from thresher.embeddings.rows.tiers import Tier
-from thresher.errors import BadGradient, PlanError
 
 
 class Reference:
@@ -218,11 +217,7 @@ def _require_finite(table: Table, rows: Tensor, g: Tensor) -> None:
     finite = g.isfinite().all(1)
     if not bool(finite.all()):
         row = int(rows[int((~finite).to(torch.int8).argmax())])
-        raise BadGradient(
-            f"the gradient of row {row} is not finite",
-            where=f"table '{table.name}'",
-            fix="lower the learning rate, clip gradients, or look for values that are not finite in the batch",
-        )
+        raise bad_gradient(table, row)
 
 
 def _increments(found: Sorted, number: int, importance: Tensor | None) -> Tensor:
@@ -287,8 +282,4 @@ def _with_slots(
 
 def _require_slots(table: TieredTable, tier: Tier, number: int) -> None:
     if number > free_count(table, tier):
-        raise PlanError(
-            f"{number} rows need a slot in tier {tier.name.lower()}, {free_count(table, tier)} are free",
-            where=f"table '{table.name}'",
-            fix="give the tier more slots",
-        )
+        raise tier_full(table, tier, number, free_count(table, tier))

@@ -41,9 +41,9 @@ int lowered(int tier, float priority, const float* keep_from, const int32_t* low
 }  // namespace
 
 // Stores values [n, dim] in the tiers given. Returns the tier that has too few slots, -1 if all went well, -2 without
-// memory; `needed` says how many slots.
+// memory; `slots` says how many rows need one there, and how many are free.
 TH_EXPORT int32_t th_write(const Table* table, const int64_t* rows, const int64_t* tiers, const float* values, int64_t n,
-                           int64_t* needed, int64_t threads) {
+                           int64_t* slots, int64_t threads) {
   int64_t come[TIERS] = {}, go[TIERS] = {};
   for (int64_t i = 0; i < n; i++) {
     const int from = tier_of(table->desc[2 * rows[i]]), to = static_cast<int>(tiers[i]);
@@ -53,7 +53,8 @@ TH_EXPORT int32_t th_write(const Table* table, const int64_t* rows, const int64_
   }
   for (int tier = INT4; tier < TIERS; tier++) {
     if (come[tier] <= go[tier] + free_slots(*table, tier)) continue;
-    *needed = come[tier];
+    slots[0] = come[tier];
+    slots[1] = go[tier] + free_slots(*table, tier);
     return tier;
   }
   for (int64_t i = 0; i < n; i++) {

@@ -5,7 +5,7 @@
 
 #define TH_INLINE static inline __attribute__((always_inline))
 #define TH_INLINE_MEMBER inline __attribute__((always_inline))
-#define TH_BLOCKS(J, SHAPE) _Pragma("GCC unroll 8") for (int J = 0, J##_end = (SHAPE).blocks(); J < J##_end; J++)
+#define TH_BLOCKS(J, SHAPE) for (int J = 0, J##_end = (SHAPE).blocks(); J < J##_end; J++)
 
 namespace thresher::TH_ISA {
 

@@ -131,6 +131,30 @@ bool stash_row(Part& part, const Move& move, const S& shape, const Vec* x, const
   return true;
 }
 
+// A tiered row as it reads. Out of line, once for each shape and not for each optimizer.
+template <class S>
+__attribute__((noinline)) void unpack(const Table& table, int64_t row, const S& shape, int vectors, const Blocks& blocks,
+                                      float* values) {
+  const uint32_t* const desc = table.desc + 2 * row;
+  const int tier = tier_of(desc[0]);
+  const uint8_t* const record = tier > DROPPED ? record_of(table, tier, desc[0] & SLOT_MASK) : nullptr;
+  decode(table, tier, record, bits_to_float(desc[1]), shape, vectors, blocks);
+  if (tier != NONE) return;
+  initial_row(table, row, values);
+  TH_BLOCKS(j, shape) blocks.x[j] = shape.load(values, j);
+}
+
+// Stores a tiered row in the record it has.
+template <class S>
+__attribute__((noinline)) void pack(const Table& table, int64_t row, const S& shape, int vectors, const Blocks& blocks) {
+  uint32_t* const desc = table.desc + 2 * row;
+  const int tier = tier_of(desc[0]);
+  const Noise noise = {row_key(table.round_key, known_as(table, row), table.step), WEIGHTS};
+  uint8_t* const record = record_of(table, tier, desc[0] & SLOT_MASK);
+  const float scale = encode<true>(table, tier, record, bits_to_float(desc[1]), shape, vectors, noise, blocks);
+  if (float_to_bits(scale) != desc[1]) desc[1] = float_to_bits(scale);
+}
+
 TH_INLINE void ask_for_record(const Table& table, int64_t row) {
   const uint32_t place = table.desc[2 * row];
   const int tier = tier_of(place);
@@ -157,19 +181,12 @@ bool update_tiered(const Update& update, Part& part, const Scratch& scratch, int
 
     TH_ROW(S, scratch);
     const int64_t row = source.rows[u];
-    uint32_t* const desc = table.desc + 2 * row;
     float* const stat = table.stat + 2 * row;
-    const int tier = tier_of(desc[0]);
+    const int tier = tier_of(table.desc[2 * row]);
     const Blocks blocks = {x, {first, second}, scratch.bytes()};
-    uint8_t* const record = tier > DROPPED ? record_of(table, tier, desc[0] & SLOT_MASK) : nullptr;
     source.add_up(shape, u, g);
     if (!finite(shape, g)) return bad_gradient(part, number, row);
-    const float scale = bits_to_float(desc[1]);
-    decode(table, tier, record, scale, shape, vectors, blocks);
-    if (tier == NONE) {
-      initial_row(table, row, scratch.floats());
-      TH_BLOCKS(j, shape) x[j] = shape.load(scratch.floats(), j);
-    }
+    unpack(table, row, shape, vectors, blocks, scratch.floats());
     apply<KIND>(shape, c, width, sums ? sums + u : nullptr, x, g, first, second, stat);
     if (rule.priority_gain != 0.0f) {
       stat[1] = stat[1] + rule.priority_gain * source.increment(u, update.importance);
@@ -179,35 +196,15 @@ bool update_tiered(const Update& update, Part& part, const Scratch& scratch, int
     const bool refused = wanted != tier && wanted > DROPPED && promotion.full(wanted);
     if (tier != NONE && (wanted == tier || refused)) {
       part.refused += refused;
-      if (tier == DROPPED) continue;
-      const Noise noise = {row_key(table.round_key, known_as(table, row), table.step), WEIGHTS};
-      const uint32_t kept = float_to_bits(encode<true>(table, tier, record, scale, shape, vectors, noise, blocks));
-      if (kept != desc[1]) desc[1] = kept;
+      if (tier != DROPPED) pack(table, row, shape, vectors, blocks);
     } else {
       const int32_t size = LANES * shape.blocks() * (1 + vectors);
+      const float scale = bits_to_float(table.desc[2 * row + 1]);
       const Move move = {row, number, home, wanted, 0, scale, size};
       if (!stash_row(part, move, shape, x, first, second, vectors)) return false;
     }
   }
   return true;
-}
-
-// The weights of a row as they read.
-template <class S>
-TH_INLINE void read_row(const Table& table, int64_t row, const S& shape, const Blocks& blocks, float* values) {
-  if (!table.desc) {
-    TH_BLOCKS(j, shape) blocks.x[j] = shape.load(table.weights + row * table.dim, j);
-    return;
-  }
-  const uint32_t* const desc = table.desc + 2 * row;
-  const int tier = tier_of(desc[0]);
-  if (tier == NONE) {
-    initial_row(table, row, values);
-    TH_BLOCKS(j, shape) blocks.x[j] = shape.load(values, j);
-    return;
-  }
-  const uint8_t* const record = tier > DROPPED ? record_of(table, tier, desc[0] & SLOT_MASK) : nullptr;
-  decode(table, tier, record, bits_to_float(desc[1]), shape, 0, blocks);
 }
 
 // The sum of squares of each row's gradient, decay included.
@@ -222,7 +219,13 @@ bool sum_rows(const Update& update, Part&, const Scratch& scratch, int number, i
     TH_ROW(S, scratch);
     source.add_up(shape, u, g);
     if (rule.decay == L2_DECAY) {
-      read_row(table, source.rows[u], shape, Blocks{x, {first, second}, scratch.bytes()}, scratch.floats());
+      const int64_t row = source.rows[u];
+      const Blocks blocks = {x, {first, second}, scratch.bytes()};
+      if (table.desc) {
+        unpack(table, row, shape, 0, blocks, scratch.floats());
+      } else {
+        TH_BLOCKS(j, shape) x[j] = shape.load(table.weights + row * table.dim, j);
+      }
       TH_BLOCKS(j, shape) g[j] = g[j] + weight_decay * x[j];
     }
     update.sums_out[number][u] = squares(shape, g);

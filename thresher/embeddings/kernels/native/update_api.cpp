@@ -1,4 +1,5 @@
 // Splits an update into parts, runs them, and gives the rows that move their slots in order.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
@@ -88,6 +89,16 @@ void place_moves(const Update& update, const std::vector<Part>& parts, UpdateCou
   });
 }
 
+// The bag of each position in ids.
+std::vector<uint32_t> bags_of_positions(const Bags& bags) {
+  std::vector<uint32_t> result(static_cast<size_t>(bags.n));
+  const int64_t n_bags = bags.first_bag[bags.features];
+  for (int64_t bag = 0; bag < n_bags; bag++) {
+    std::fill(result.begin() + bags.offsets[bag], result.begin() + bags.offsets[bag + 1], static_cast<uint32_t>(bag));
+  }
+  return result;
+}
+
 // The first fault of the parts, in the order of rows.
 int32_t fault_of(const std::vector<Part>& parts, Error* error) {
   *error = Error{0, OK, 0};
@@ -102,6 +113,22 @@ int32_t fault_of(const std::vector<Part>& parts, Error* error) {
   return error->fault;
 }
 
+int32_t run_update(const Update& update, UpdateCounts* counts, Error* error) {
+  std::vector<Part> parts = split(update);
+  const int threads = static_cast<int>(update.threads);
+  const int64_t n = static_cast<int64_t>(parts.size());
+  parallel_for(n, threads, [&](int64_t p) { TH_PICK(update_part)(update, parts[static_cast<size_t>(p)]); });
+  if (fault_of(parts, error) == OK) {
+    *counts = UpdateCounts{parts.back().end, 0, 0};
+    for (const Part& part : parts) counts->refused += part.refused;
+    place_moves(update, parts, *counts);
+    parallel_for(n, threads, [&](int64_t p) { TH_PICK(encode_moves)(update, parts[static_cast<size_t>(p)]); });
+  }
+  for (const Part& part : parts) std::free(part.stash.bytes);
+  return error->fault;
+}
+
+
 }  // namespace
 
 TH_EXPORT int32_t th_row_sums(const Update* update) {
@@ -115,18 +142,14 @@ TH_EXPORT int32_t th_row_sums(const Update* update) {
 }
 
 TH_EXPORT int32_t th_update(const Update* update, UpdateCounts* counts, Error* error) {
-  std::vector<Part> parts = split(*update);
-  const int threads = static_cast<int>(update->threads);
-  const int64_t n = static_cast<int64_t>(parts.size());
-  parallel_for(n, threads, [&](int64_t p) { TH_PICK(update_part)(*update, parts[static_cast<size_t>(p)]); });
-  if (fault_of(parts, error) == OK) {
-    *counts = UpdateCounts{parts.back().end, 0, 0};
-    for (const Part& part : parts) counts->refused += part.refused;
-    place_moves(*update, parts, *counts);
-    parallel_for(n, threads, [&](int64_t p) { TH_PICK(encode_moves)(*update, parts[static_cast<size_t>(p)]); });
-  }
-  for (const Part& part : parts) std::free(part.stash.bytes);
-  return error->fault;
+  if (!update->importance || update->bags->pooling != EACH) return run_update(*update, counts, error);
+  // Samples are known by their bags, which a lookup without pooling does not write down.
+  std::vector<uint32_t> bags = bags_of_positions(*update->bags);
+  Sorted sorted = *update->sorted;
+  sorted.bag_of = bags.data();
+  Update with_bags = *update;
+  with_bags.sorted = &sorted;
+  return run_update(with_bags, counts, error);
 }
 
 }  // namespace thresher
