@@ -1,6 +1,7 @@
 """A model turned into its share on this rank: tables by plan, everything else replicated."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,18 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from thresher.embeddings.init import fill, init_scale
 from thresher.embeddings.optimizers import ReplicatedTables, TableOptimizer
+from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.policy.controller import TierController
+from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
 from thresher.sharding.check import check_plan
-from thresher.sharding.plan import Plan, TablePlan
+from thresher.sharding.local import LocalTable, LocalTables
+from thresher.sharding.plan import Plan, TablePlan, WireConfig
 from thresher.sharding.replicate import ReplicateDense
 from thresher.sharding.sharders import sharders
 from thresher.sharding.translate import notes_of, to_torchrec
+from thresher.sharding.wire import codecs
 
 
 class ShardedModel:
@@ -28,13 +34,14 @@ class ShardedModel:
 
     One step:  loss = model.loss(sharded.wrapped(batch), batch); loss.backward(); sharded.step_tables(); then the
     optimizer of ``dense_parameters()``. The backward itself updates the fused tables; ``step_tables`` updates the
-    replicated ones, whose gradients it has averaged over the ranks.
+    replicated ones, whose gradients it has averaged over the ranks. With tiers the step begins with ``observe``.
 
     Attributes:
         wrapped: call it for the forward. Collective: every rank calls it with its own batch, also an empty one.
         plan: what is in force.
         table_optimizer: of all tables. Its state dict is keyed by table; a changed ``lr`` of its parameter groups
             takes effect at its next ``step``.
+        local: this rank's tables; None where the model has none.
     """
 
     def __init__(self, wrapped: DistributedModelParallel, plan: Plan, optimizer: TableOptimizer) -> None:
@@ -47,15 +54,36 @@ class ShardedModel:
         if self._replicated:
             parts.append(("", ReplicatedTables(self._replicated, optimizer)))
         self.table_optimizer = CombinedOptimizer(parts)
+        self.local = LocalTables(wrapped) if plan.tables else None
         wrapped.register_forward_pre_hook(self._require_stepped)
+
+    def tables(self) -> tuple[LocalTable, ...]:
+        """The rectangles of tables that our engine holds on this rank."""
+        return () if self.local is None else self.local.tables
+
+    @property
+    def tiers(self) -> TierController | None:
+        """What keeps rows in their tiers; None without tiers."""
+        return None if self.local is None else self.local.controller
+
+    def observe(self, importance: Tensor) -> None:
+        """Says how much this rank's samples [B] count for priorities in the next backward; without tiers nothing.
+
+        Collective; before the forward. Rows of samples that nothing was said about count 1 each.
+        """
+        if self.local is not None:
+            self.local.observe(importance)
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters outside the tables, by name: what the dense optimizer is for."""
         return dict(self._dense)
 
     def step_tables(self) -> None:
-        """Applies the gradients of replicated tables, and forgets them. Call it after every backward."""
+        """Ends the step of the tables: applies the gradients of replicated ones, and forgets them; moves rows between
+        tiers when it is time. Collective; call it after every backward."""
         self.table_optimizer.step()
+        if self.local is not None:
+            self.local.step()
 
     def set_table_lr(self, lr: float) -> None:
         """Sets the learning rate of all tables from the next backward on."""
@@ -76,6 +104,8 @@ def shard(
     optimizer: TableOptimizer,
     seed: int,
     group: ProcessGroup | None = None,
+    tiers: TierConfig | None = None,
+    wire: WireConfig | None = None,
 ) -> ShardedModel:
     """Shards the tables of ``model`` in place by ``plan`` and replicates the rest. Collective.
 
@@ -86,8 +116,11 @@ def shard(
         model: its tables may be on the meta device, its dense part must be real.
         optimizer: of the tables; updates them in the backward.
         group: of all ranks; None for torch's default group.
+        tiers: of rows; None for fp32 tables.
+        wire: precision of what ranks send each other; None for fp32.
 
     Raises:
+        ConfigError: the tiers do not fit the tables.
         PlanError: the plan does not fit the model or the ranks, or a dense parameter is on the meta device.
     """
     group = group or torch.distributed.group.WORLD
@@ -100,16 +133,21 @@ def shard(
     if rank == 0:
         for note in notes_of(plan, optimizer):
             warnings.warn(note, stacklevel=2)
+    registry = codecs(wire or WireConfig(), plan, [info.path for info in infos if not info.pooled])
     wrapped = DistributedModelParallel(
         model,
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=to_torchrec(plan, device.type),
-        sharders=sharders(optimizer),
+        sharders=sharders(optimizer, model=model, tiers=tiers, seed=seed, codecs=registry),
         data_parallel_wrapper=ReplicateDense(),
     )
-    _init_tables(wrapped, plan, seed, optimizer.init_scale)
-    return ShardedModel(wrapped, plan, optimizer)
+    sharded = ShardedModel(wrapped, plan, optimizer)
+    if sharded.local is not None:
+        sharded.local.forget()
+    tiered = {table.path for table in sharded.tables() if isinstance(table.storage, TieredTable)}
+    _init_tables(wrapped, [table for table in plan.tables if table.path not in tiered], seed, optimizer.init_scale)
+    return sharded
 
 
 def _require_real(model: nn.Module, collections: set[str]) -> None:
@@ -122,9 +160,10 @@ def _require_real(model: nn.Module, collections: set[str]) -> None:
             )
 
 
-def _init_tables(wrapped: DistributedModelParallel, plan: Plan, seed: int, scale: float) -> None:
+def _init_tables(wrapped: DistributedModelParallel, tables: Sequence[TablePlan], seed: int, scale: float) -> None:
+    """Fills tables of fp32; rows with tiers have their initial values until they are updated."""
     state = wrapped.state_dict()
-    for table in plan.tables:
+    for table in tables:
         for weight, row0, col0 in _local_parts(state[_key(wrapped, table)]):
             fill(weight, seed, table.path, table.dim, init_scale(table.rows, scale), row0, col0)
 

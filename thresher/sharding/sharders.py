@@ -1,14 +1,12 @@
 """TorchRec's sharders, opened for every sharding type on every device.
 
 TorchRec offers row-wise, table-row-wise and grid sharding on CUDA only, from the time when gloo had no reduce-scatter.
-Its slow path for row-wise Adagrad on CPU is passed by (``bags.py``). Two faults of its sharded modules are mended here:
+Rows are looked up and updated by our engine (``kernel.py``). Two faults of its sharded modules are mended here:
 
 * they pool with the weights of a batch that an unweighted collection ignores; ours drop them first;
 * where rows are cut, a mean is a sum divided after the exchange. TorchRec forgets the division under grid sharding,
   and divides the outputs of the collection's other tables too, whatever their pooling; ours divides where it must.
 """
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,35 +17,62 @@ from torchrec.distributed.embedding_types import KJTList
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionContext, EmbeddingBagCollectionSharder
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection as TorchrecShardedBags
 from torchrec.distributed.sharding.dp_sharding import DpPooledEmbeddingSharding
-from torchrec.distributed.types import Awaitable, LazyAwaitable, ModuleSharder, ParameterSharding, ShardingEnv
+from torchrec.distributed.types import (
+    Awaitable,
+    LazyAwaitable,
+    ModuleSharder,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+)
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
+from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
-from thresher.sharding.bags import bag_lookup
 from thresher.sharding.cuts import BAG_TYPES, ROW_TYPES, SEQUENCE_TYPES
+from thresher.sharding.engine import Engine
+from thresher.sharding.lookups import pooled_lookup, sequence_lookup
 from thresher.sharding.replicate import replicate
+
+CPU = torch.device("cpu")
 
 
 class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
-    """TorchRec's, with weights and means as in an unsharded collection."""
+    """TorchRec's over our engine, with weights and means as in an unsharded collection."""
 
     def __init__(
         self,
         module: EmbeddingBagCollection,
         params: dict[str, ParameterSharding],
         env: ShardingEnv,
-        fused: dict[str, Any] | None,
+        sharder: "BagSharder",
         device: torch.device | None,
         fqn: str | None,
     ) -> None:
-        super().__init__(module, params, env, fused_params=fused, device=device, module_fqn=fqn)
+        _require_ours(module, fqn)
+        self._engine = sharder.engine
+        super().__init__(
+            module,
+            params,
+            env,
+            fused_params=sharder.fused_params,
+            device=device or CPU,
+            qcomm_codecs_registry=sharder.qcomm_codecs_registry,
+            module_fqn=fqn,
+        )
         divided, whole = _divided_features(module, params)
         self._pooling_type_to_rs_features = {PoolingType.MEAN.value: divided, PoolingType.SUM.value: whole}
         self._has_mean_pooling_callback = bool(divided)
 
     def _create_lookups(self) -> None:
-        self._lookups.extend(bag_lookup(part, self._device, self._env) for part in self._embedding_shardings)
+        self._engine.columns.prepare(self.module_sharding_plan.values(), self._env.rank)
+        path = self._module_fqn or ""
+        self._lookups.extend(
+            pooled_lookup(part, self._device, self._env, self._engine, path) for part in self._embedding_shardings
+        )
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | LazyAwaitable[KeyedTensor]:
         """Pooled rows by key; on one rank without exchanges, which would be with itself."""
@@ -74,7 +99,36 @@ class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
 
 
 class ShardedEmbeddingCollection(TorchrecShardedCollection):  # type: ignore[misc]
-    """TorchRec's, deaf to weights in the batch."""
+    """TorchRec's over our engine, deaf to weights in the batch."""
+
+    def __init__(
+        self,
+        module: EmbeddingCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        sharder: "SequenceSharder",
+        device: torch.device | None,
+        fqn: str | None,
+    ) -> None:
+        _require_ours(module, fqn)
+        self._engine = sharder.engine
+        super().__init__(
+            module,
+            params,
+            env,
+            fused_params=sharder.fused_params,
+            device=device or CPU,
+            qcomm_codecs_registry=sharder.qcomm_codecs_registry,
+            module_fqn=fqn,
+        )
+
+    def _create_lookups(self) -> None:
+        self._engine.columns.prepare(self.module_sharding_plan.values(), self._env.rank)
+        path = self._module_fqn or ""
+        self._lookups.extend(
+            sequence_lookup(part, self._device, self._env, self._engine, path)
+            for part in self._sharding_type_to_sharding.values()
+        )
 
     def input_dist(self, ctx: EmbeddingCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Awaitable[KJTList]]:
         """Sends ids to the owners of their rows."""
@@ -82,7 +136,11 @@ class ShardedEmbeddingCollection(TorchrecShardedCollection):  # type: ignore[mis
 
 
 class BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
-    """Shards ``EmbeddingBagCollection`` under all seven types."""
+    """Shards ``EmbeddingBagCollection`` under all seven types; :func:`sharders` makes it."""
+
+    def __init__(self, engine: Engine, codecs: dict[str, QuantizedCommCodecs]) -> None:
+        super().__init__(fused_params=fused_params(engine.optimizer), qcomm_codecs_registry=codecs)
+        self.engine = engine
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """All types, whatever the device."""
@@ -101,7 +159,7 @@ class BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingBagCollection:
         """The collection's shards on this rank."""
-        return ShardedEmbeddingBagCollection(module, params, env, self.fused_params, device, module_fqn)
+        return ShardedEmbeddingBagCollection(module, params, env, self, device, module_fqn)
 
     @property
     def sharded_module_type(self) -> type[ShardedEmbeddingBagCollection]:
@@ -110,7 +168,11 @@ class BagSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
 
 
 class SequenceSharder(EmbeddingCollectionSharder):  # type: ignore[misc]
-    """Shards ``EmbeddingCollection`` under the types TorchRec has for it and that train on CPU."""
+    """Shards ``EmbeddingCollection`` under the types TorchRec has for it and that train on CPU; as above."""
+
+    def __init__(self, engine: Engine, codecs: dict[str, QuantizedCommCodecs]) -> None:
+        super().__init__(fused_params=fused_params(engine.optimizer), qcomm_codecs_registry=codecs)
+        self.engine = engine
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Table-, column- and row-wise."""
@@ -129,9 +191,7 @@ class SequenceSharder(EmbeddingCollectionSharder):  # type: ignore[misc]
         module_fqn: str | None = None,
     ) -> ShardedEmbeddingCollection:
         """The collection's shards on this rank."""
-        return ShardedEmbeddingCollection(
-            module, params, env, fused_params=self.fused_params, device=device, module_fqn=module_fqn
-        )
+        return ShardedEmbeddingCollection(module, params, env, self, device, module_fqn)
 
     @property
     def sharded_module_type(self) -> type[ShardedEmbeddingCollection]:
@@ -139,10 +199,33 @@ class SequenceSharder(EmbeddingCollectionSharder):  # type: ignore[misc]
         return ShardedEmbeddingCollection
 
 
-def sharders(optimizer: TableOptimizer) -> list[ModuleSharder[nn.Module]]:
-    """Both sharders; tables are updated by ``optimizer``."""
-    params: dict[str, Any] = fused_params(optimizer)
-    return [BagSharder(fused_params=params), SequenceSharder(fused_params=params)]
+def sharders(
+    optimizer: TableOptimizer,
+    *,
+    model: nn.Module | None = None,
+    tiers: TierConfig | None = None,
+    seed: int = 0,
+    codecs: dict[str, QuantizedCommCodecs] | None = None,
+) -> list[ModuleSharder[nn.Module]]:
+    """Both sharders, for TorchRec's planner and ``DistributedModelParallel``; make them anew for each model.
+
+    Args:
+        optimizer: of the tables; updates them in the backward.
+        model: whose tables have tiers, unsharded.
+        tiers: of rows; None, or no budget: all are fp32.
+        seed: of tables with tiers: their initial values and rounding.
+        codecs: of what ranks send each other, by exchange.
+
+    Raises:
+        ConfigError: the tiers do not fit the tables.
+        PlanError: there are tiers but no model.
+    """
+    wanted = tiers is not None and tiers.enabled
+    if wanted and model is None:
+        raise PlanError("tiers depend on the tables of a model", where="sharders", fix="give model=, unsharded")
+    infos = find_tables(model) if wanted and model is not None else ()
+    engine = Engine(optimizer, seed, tiers if wanted else None, infos)
+    return [BagSharder(engine, codecs or {}), SequenceSharder(engine, codecs or {})]
 
 
 def kernel_of(sharding_type: str) -> str:
@@ -179,3 +262,24 @@ def without_weights(features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         offsets=features.offsets(),
         stride=features.stride(),
     )
+
+
+def _require_ours(module: EmbeddingBagCollection | EmbeddingCollection, path: str | None) -> None:
+    """Refuses tables that were told of another optimizer or type than our engine would use."""
+    configs = (
+        module.embedding_bag_configs() if isinstance(module, EmbeddingBagCollection) else module.embedding_configs()
+    )
+    told = [name for name, parameter in module.named_parameters() if hasattr(parameter, "_optimizer_classes")]
+    if told:
+        raise PlanError(
+            f"'{told[0]}' has an optimizer of its own (apply_optimizer_in_backward)",
+            where=f"collection '{path or ''}'",
+            fix="give the tables' optimizer to sharders(TableOptimizer(...)) instead",
+        )
+    for config in configs:
+        if config.data_type is not DataType.FP32:
+            raise PlanError(
+                f"table '{config.name}' is of {config.data_type.value}",
+                where=f"collection '{path or ''}'",
+                fix="leave data_type FP32, and give rows other precisions by tiers",
+            )
