@@ -15,7 +15,7 @@ from thresher.embeddings.policy.ledger import AllReduce, Ledger, Moves, take_led
 from thresher.embeddings.policy.plan import TableTierPlan, TierPlan, require_room
 from thresher.embeddings.policy.storage import SlabFiles
 from thresher.embeddings.policy.thresholds import TableRows, solve
-from thresher.embeddings.rows.tiered import HEADER_BYTES, TieredTable
+from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.rows.tiers import Tier
 
 BLOCK_ROWS = 4096
@@ -176,7 +176,7 @@ class TierController:
         lines = sums[2:].view(-1, _LINE)
         sums[:2] = self.flat_bytes
         for table in self.tables:
-            sums[0] += table.rows * HEADER_BYTES
+            sums[0] += table.header_bytes
             sums[1] += table.live_bytes
             line = lines[number[table.path]]
             if table.row0 == 0:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thresher.embeddings.rows.region import Region
+from thresher.embeddings.rows.region import Region, forget
 
 
 class FlatTable:
@@ -24,6 +24,7 @@ class FlatTable:
         scalar: [rows] fp32, or empty.
         vectors: [rows, dim] fp32 each.
         step: updates done; of the counter-based generator and of Adam's bias correction.
+        released: whether the rows were given up.
     """
 
     def __init__(
@@ -44,6 +45,13 @@ class FlatTable:
         self.scalar = self._zeros(rows if scalar else 0, 1).view(-1)
         self.vectors: Sequence[Tensor] = [self._zeros(rows, dim) for _ in range(vectors)]
         self.step = 0
+        self.released = False
+
+    def release(self) -> None:
+        """Gives up all rows and their memory: for a table that nothing reads any more. They read as zeros."""
+        for values in (self.weights, self.scalar, *self.vectors):
+            forget(values)
+        self.released = True
 
     def _zeros(self, rows: int, dim: int) -> Tensor:
         if self.device.type != "cpu":
@@ -57,5 +65,7 @@ class FlatTable:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of weights and state."""
+        """Bytes of weights and state; 0 after :meth:`release`."""
+        if self.released:
+            return 0
         return self.weights.nbytes + self.scalar.nbytes + sum(vector.nbytes for vector in self.vectors)

@@ -5,6 +5,7 @@ memory asks for 2 MB pages: random rows then cost half as much (no miss in the p
 region lives in a sparse file and can be larger than memory; what is mapped of it is dropped on demand.
 """
 
+import ctypes
 import mmap
 import os
 from pathlib import Path
@@ -73,3 +74,22 @@ class Region:
         """Drops the mapped pages of a file-backed region; its bytes stay, in the file. Nothing for memory."""
         if self.path is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def forget(values: Tensor) -> None:
+    """Sets a contiguous tensor to zeros and, in CPU memory, gives the pages that lie wholly in it back to the system.
+
+    It may be part of a region that holds other tensors, too; no region in a file.
+    """
+    start = values.data_ptr()
+    first, last = -(-start // PAGE_BYTES) * PAGE_BYTES, (start + values.nbytes) // PAGE_BYTES * PAGE_BYTES
+    if values.device.type != "cpu" or first >= last:
+        values.zero_()
+        return
+    # Through its address: who made the region is not known here.
+    if ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED):
+        values.zero_()
+        return
+    edges = values.view(-1).view(torch.uint8)
+    edges[: first - start].zero_()
+    edges[last - start :].zero_()

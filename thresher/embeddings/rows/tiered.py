@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from thresher.embeddings.rows.region import PAGE_BYTES, Region
+from thresher.embeddings.rows.region import PAGE_BYTES, Region, forget
 from thresher.embeddings.rows.tiers import STORED, Tier, record_bytes
 from thresher.errors import PlanError
 
@@ -56,6 +56,7 @@ class TieredTable:
         slabs: uint8 bytes by tier, ``record_bytes`` a slot.
         free: int32 stacks of free slots by tier.
         step: updates done; keys the generator.
+        released: whether the rows were given up.
         decay: share of its priority that a row loses at each update of the table (beta of SHARK).
         gain: factor of the priorities, (1 - decay)^-step but for renormalisations; a priority is stat[:, 1] / gain.
         promote_above, keep_from: by number of the tier, the priority above which a row moves there, and below which it
@@ -100,6 +101,7 @@ class TieredTable:
         self.slabs = {tier: self._slab(tier, (files or {}).get(tier)) for tier in self.stored_levels}
         self.free = {tier: self._array(n * 4, None).view(torch.int32) for tier, n in self.slots.items()}
         self.step = 0
+        self.released = False
         self.decay = 0.0
         self.gain = 1.0
         self.promote_above = [math.inf] * len(Tier)
@@ -137,13 +139,27 @@ class TieredTable:
     @property
     def live_bytes(self) -> int:
         """Bytes of headers and of the records of all rows."""
-        return self.rows * HEADER_BYTES + sum(self.live(t) * self.record_bytes(t) for t in self.stored_levels)
+        return self.header_bytes + sum(self.live(t) * self.record_bytes(t) for t in self.stored_levels)
 
     @property
     def held_bytes(self) -> int:
         """Bytes that the table keeps committed: as ``live_bytes``, but free slots count, and pages are whole."""
         slabs = sum(_pages(int(self.count[t, HIGH]) * self.record_bytes(t)) for t in self.stored_levels)
-        return 2 * _pages(self.rows * 8) + slabs
+        return 2 * _pages(self.header_bytes // 2) + slabs
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of the headers of all rows; 0 after :meth:`release`."""
+        return 0 if self.released else self.rows * HEADER_BYTES
+
+    def release(self) -> None:
+        """Gives up all rows and their memory: for a table that nothing reads any more. They read as never updated."""
+        self.count.zero_()
+        for tier in self.stored_levels:
+            self.trim(tier)
+        for values in (self.desc, self.stat, *self.free.values()):
+            forget(values)
+        self.decay, self.released = 0.0, True
 
     def trim(self, tier: Tier) -> None:
         """Gives back the memory beyond slot ``count[tier, HIGH]``."""
