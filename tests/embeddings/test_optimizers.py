@@ -1,6 +1,7 @@
 """Row optimizers: against dense formulas and torch's own, on touched rows only; and what FBGEMM gets wrong."""
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def test_dense_gradients_of_replicated_tables_follow_it_too(name: str, weight_de
     ],
     ids=["sgd", "adagrad", "adam", "adamw"],
 )
-def test_where_all_rows_are_touched_torchs_optimizers_agree(settings: TableOptimizer, torchs) -> None:
+def test_where_all_rows_are_touched_torchs_optimizers_agree(
+    settings: TableOptimizer, torchs: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+) -> None:
     ours, theirs = torch.nn.Parameter(start()), torch.nn.Parameter(start())
     replicated, stock = ReplicatedTables({"bags.t.weight": ours}, settings), torchs([theirs])
     generator = torch.Generator().manual_seed(2)
