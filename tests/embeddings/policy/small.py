@@ -1,6 +1,7 @@
 """Small tables in training, for tests of the policy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def planned(config: TierConfig, *infos: TableInfo, optimizer: TableOptimizer = S
     return tier_plan(infos, config, optimizer)
 
 
-def table(plan: TableTierPlan, **cut: int) -> TieredTable:
+def table(plan: TableTierPlan, files: Mapping[Tier, Path] | None = None, **cut: int) -> TieredTable:
     """A table of the plan, or the rectangle ``cut`` (row0, rows, col0, dim) of it."""
     rows, dim = cut.pop("rows", plan.rows), cut.pop("dim", plan.dim)
     return TieredTable(
@@ -42,6 +43,7 @@ def table(plan: TableTierPlan, **cut: int) -> TieredTable:
         levels=plan.levels,
         entry=plan.entry,
         full_dim=plan.dim,
+        files=files,
         **cut,
     )
 
