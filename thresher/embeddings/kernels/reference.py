@@ -186,8 +186,7 @@ def _empty_output(bags: Bags, dims: Sequence[int]) -> Tensor:
 
 def _pooled(values: Tensor, bags: Bags, feature: int) -> Tensor:
     first, last = bags.first_bags[feature], bags.first_bags[feature + 1]
-    starts = bags.offsets[first:last] - bags.offsets[first]
-    sums = segment_sums(values, starts, bags.offsets[first + 1 : last + 1] - bags.offsets[first:last])
+    sums = segment_sums(values, bags.offsets[first + 1 : last + 1] - bags.offsets[first:last])
     return sums * inverse_lengths(bags, feature).unsqueeze(1) if bags.pooling is Pooling.MEAN else sums
 
 
@@ -200,7 +199,7 @@ def _row_gradients(tables: Sequence[Table], found: Sorted, grad: Tensor) -> list
         parts = [_of_ids(bags, feature, views[feature]) for feature in features_of(bags, number)]
         every = torch.cat([grad.new_zeros(0, table.dim), *parts])
         places = found.handle[number]
-        g = segment_sums(every[places.order], places.starts, places.counts)
+        g = segment_sums(every[places.order], places.counts)
         _require_finite(table, places.rows, g)
         gradients.append(g)
     return gradients
@@ -227,7 +226,7 @@ def _increments(found: Sorted, number: int, importance: Tensor | None) -> Tensor
         return torch.as_tensor(places.counts, dtype=torch.float32)
     samples = [bag_numbers(found.bags, feature) for feature in features_of(found.bags, number)]
     every = torch.cat([places.order[:0], *samples])[places.order]
-    sums = segment_sums(importance[every].unsqueeze(1), places.starts, places.counts)
+    sums = segment_sums(importance[every].unsqueeze(1), places.counts)
     return sums[:, 0]
 
 

@@ -16,12 +16,12 @@ class Occurrences:
 
     Attributes:
         rows: [U] int64, ascending.
-        starts, counts: [U] int64: row u occurs at ``order[starts[u] : starts[u] + counts[u]]``.
-        order: [m] int64 into the occurrences of the table (those of its features one after the other).
+        counts: [U] int64: how often each occurs.
+        order: [m] int64 into the occurrences of the table (those of its features one after the other): those of the
+            first row, then those of the second, and so on.
     """
 
     rows: Tensor
-    starts: Tensor
     counts: Tensor
     order: Tensor
 
@@ -44,7 +44,7 @@ def occurrences(bags: Bags, table: int) -> Occurrences:
     ordered, order = torch.sort(ids, stable=True)
     absent = int((ordered < 0).sum())
     rows, counts = torch.unique_consecutive(ordered[absent:], return_counts=True)
-    return Occurrences(rows, counts.cumsum(0) - counts, counts, order[absent:])
+    return Occurrences(rows, counts, order[absent:])
 
 
 def bag_numbers(bags: Bags, feature: int) -> Tensor:
@@ -83,22 +83,13 @@ def feature_views(output: Tensor, bags: Bags, dims: Sequence[int]) -> list[Tenso
     return [part.view(size, dim) for part, size, dim in zip(parts, bags.batch, dims, strict=True)]
 
 
-def segment_sums(values: Tensor, starts: Tensor, counts: Tensor) -> Tensor:
-    """[U, D] sums of rows ``starts[u]`` .. ``starts[u] + counts[u] - 1`` of values [m, D], one after the other.
+def segment_sums(values: Tensor, counts: Tensor) -> Tensor:
+    """[U, D] sums of the first ``counts[0]`` rows of values [m, D], of the next ``counts[1]``, and so on.
 
-    All segments advance together, the longest first, so that those still going on are a prefix.
+    Torch adds up a segment from 0 in the order of its rows, each column by itself; what else it has for that
+    (``index_add_``, ``sum``) runs in other orders, on CPU or on CUDA.
     """
-    sums = torch.zeros(len(starts), values.shape[1], dtype=values.dtype, device=values.device)
-    longest, order = torch.sort(counts, descending=True, stable=True)
-    begin = starts[order]
-    longest = longest.cpu()
-    steps = torch.arange(int(longest[0]) if len(longest) else 0)
-    going = torch.searchsorted(-longest, -steps, right=False).tolist()
-    for step, number in enumerate(going):
-        sums[:number] += values[begin[:number] + step]
-    result = torch.empty_like(sums)
-    result[order] = sums
-    return result
+    return torch.segment_reduce(values, "sum", lengths=counts, initial=0.0, unsafe=True)
 
 
 def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
