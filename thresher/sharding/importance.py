@@ -39,6 +39,6 @@ class Importance:
         counts = sizes.tolist()
         padded = own.new_zeros(max(counts))
         padded[: len(own)] = own
-        rows = own.new_empty(len(counts), max(counts))
-        dist.all_gather_into_tensor(rows, padded, group=self._group)
-        return [row[:count] for row, count in zip(rows, counts, strict=True)]
+        every = own.new_empty(len(counts) * max(counts))
+        dist.all_gather_into_tensor(every, padded, group=self._group)
+        return [row[:count] for row, count in zip(every.view(len(counts), -1), counts, strict=True)]

@@ -13,10 +13,11 @@ from torchrec.distributed.embedding_types import GroupedEmbeddingConfig
 from torchrec.optim.fused import EmptyFusedOptimizer, FusedOptimizerModule
 
 from thresher.embeddings.group import StepContext, TableGroup
-from thresher.embeddings.kernels.backend import pick_backend
+from thresher.embeddings.kernels.backend import Table, pick_backend
 from thresher.embeddings.kernels.bags import Pooling
 from thresher.embeddings.rows.flat import FlatTable
 from thresher.sharding.engine import Engine
+from thresher.sharding.logical import LogicalRows, Window
 from thresher.sharding.states import CountingGroup, GroupOptimizer
 
 
@@ -98,7 +99,7 @@ class TableKernel(BaseEmbedding, FusedOptimizerModule):  # type: ignore[misc]
 
     def split_embedding_weights(self) -> list[Tensor]:
         """For each table [rows, columns]."""
-        return [table.weights for table in self.group.tables if isinstance(table, FlatTable)]
+        return [_shown(table) for table in self.group.tables]
 
     def named_split_embedding_weights(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -149,7 +150,14 @@ def _updated_in_backward(weights: Tensor) -> nn.Parameter:
     return parameter
 
 
+def _shown(table: Table) -> Tensor:
+    return table.weights if isinstance(table, FlatTable) else LogicalRows([Window(table, 0, table.rows)])
+
+
 def _together(parts: list[Tensor]) -> Tensor:
-    """[sum of rows, columns]: the memory that the parts lie in one after the other."""
+    """[sum of rows, columns]: the parts one below the other, without a copy; flat ones lie so in memory."""
+    tiered = [part for part in parts if isinstance(part, LogicalRows)]
+    if tiered:
+        return LogicalRows([window for part in tiered for window in part.windows])
     rows, cols = sum(len(part) for part in parts), parts[0].shape[1]
     return parts[0].as_strided((rows, cols), (cols, 1))

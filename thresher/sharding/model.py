@@ -21,7 +21,7 @@ from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
 from thresher.sharding.check import check_plan
-from thresher.sharding.local import LocalTable, LocalTables
+from thresher.sharding.held import ShardedTables, TableShard
 from thresher.sharding.plan import Plan, TablePlan, WireConfig
 from thresher.sharding.replicate import ReplicateDense
 from thresher.sharding.sharders import sharders
@@ -41,7 +41,7 @@ class ShardedModel:
         plan: what is in force.
         table_optimizer: of all tables. Its state dict is keyed by table; a changed ``lr`` of its parameter groups
             takes effect at its next ``step``.
-        local: this rank's tables; None where the model has none.
+        held: this rank's tables; None where the model has none.
     """
 
     def __init__(self, wrapped: DistributedModelParallel, plan: Plan, optimizer: TableOptimizer) -> None:
@@ -54,25 +54,25 @@ class ShardedModel:
         if self._replicated:
             parts.append(("", ReplicatedTables(self._replicated, optimizer)))
         self.table_optimizer = CombinedOptimizer(parts)
-        self.local = LocalTables(wrapped) if plan.tables else None
+        self.held = ShardedTables(wrapped) if plan.tables else None
         wrapped.register_forward_pre_hook(self._require_stepped)
 
-    def tables(self) -> tuple[LocalTable, ...]:
+    def tables(self) -> tuple[TableShard, ...]:
         """The rectangles of tables that our engine holds on this rank."""
-        return () if self.local is None else self.local.tables
+        return () if self.held is None else self.held.tables
 
     @property
     def tiers(self) -> TierController | None:
         """What keeps rows in their tiers; None without tiers."""
-        return None if self.local is None else self.local.controller
+        return None if self.held is None else self.held.controller
 
     def observe(self, importance: Tensor) -> None:
         """Says how much this rank's samples [B] count for priorities in the next backward; without tiers nothing.
 
         Collective; before the forward. Rows of samples that nothing was said about count 1 each.
         """
-        if self.local is not None:
-            self.local.observe(importance)
+        if self.held is not None:
+            self.held.observe(importance)
 
     def dense_parameters(self) -> dict[str, nn.Parameter]:
         """Parameters outside the tables, by name: what the dense optimizer is for."""
@@ -82,8 +82,8 @@ class ShardedModel:
         """Ends the step of the tables: applies the gradients of replicated ones, and forgets them; moves rows between
         tiers when it is time. Collective; call it after every backward."""
         self.table_optimizer.step()
-        if self.local is not None:
-            self.local.step()
+        if self.held is not None:
+            self.held.step()
 
     def set_table_lr(self, lr: float) -> None:
         """Sets the learning rate of all tables from the next backward on."""
@@ -143,8 +143,8 @@ def shard(
         data_parallel_wrapper=ReplicateDense(),
     )
     sharded = ShardedModel(wrapped, plan, optimizer)
-    if sharded.local is not None:
-        sharded.local.forget()
+    if sharded.held is not None:
+        sharded.held.forget()
     tiered = {table.path for table in sharded.tables() if isinstance(table.storage, TieredTable)}
     _init_tables(wrapped, [table for table in plan.tables if table.path not in tiered], seed, optimizer.init_scale)
     return sharded

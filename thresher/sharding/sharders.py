@@ -8,6 +8,8 @@ Rows are looked up and updated by our engine (``kernel.py``). Two faults of its 
   and divides the outputs of the collection's other tables too, whatever their pooling; ours divides where it must.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torchrec import KeyedJaggedTensor, KeyedTensor, PoolingType
@@ -34,6 +36,7 @@ from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
 from thresher.sharding.cuts import BAG_TYPES, ROW_TYPES, SEQUENCE_TYPES
 from thresher.sharding.engine import Engine
+from thresher.sharding.logical import own_rows
 from thresher.sharding.lookups import pooled_lookup, sequence_lookup
 from thresher.sharding.replicate import replicate
 
@@ -73,6 +76,14 @@ class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
         self._lookups.extend(
             pooled_lookup(part, self._device, self._env, self._engine, path) for part in self._embedding_shardings
         )
+
+    @staticmethod
+    def _pre_load_state_dict_hook(
+        self: "ShardedEmbeddingBagCollection", state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        kept = own_rows(self.embedding_bags, state_dict, f"{prefix}embedding_bags.")
+        TorchrecShardedBags._pre_load_state_dict_hook(self, state_dict, prefix, *args)
+        state_dict.update(kept)
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor | LazyAwaitable[KeyedTensor]:
         """Pooled rows by key; on one rank without exchanges, which would be with itself."""
@@ -129,6 +140,14 @@ class ShardedEmbeddingCollection(TorchrecShardedCollection):  # type: ignore[mis
             sequence_lookup(part, self._device, self._env, self._engine, path)
             for part in self._sharding_type_to_sharding.values()
         )
+
+    @staticmethod
+    def _pre_load_state_dict_hook(
+        self: "ShardedEmbeddingCollection", state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        kept = own_rows(self.embeddings, state_dict, f"{prefix}embeddings.")
+        TorchrecShardedCollection._pre_load_state_dict_hook(self, state_dict, prefix, *args)
+        state_dict.update(kept)
 
     def input_dist(self, ctx: EmbeddingCollectionContext, features: KeyedJaggedTensor) -> Awaitable[Awaitable[KJTList]]:
         """Sends ids to the owners of their rows."""

@@ -28,7 +28,7 @@ ShardedCollection = ShardedEmbeddingBagCollection | ShardedEmbeddingCollection
 
 
 @dataclass(frozen=True)
-class LocalTable:
+class TableShard:
     """A rectangle of a table on this rank.
 
     Attributes:
@@ -49,7 +49,7 @@ class LocalTable:
     storage: Table
 
 
-class LocalTables:
+class ShardedTables:
     """This rank's part of the tables of a model that our sharders sharded. Collective: all ranks make it.
 
     With tiers, a training step is ``observe(importance)``, forward, backward, ``step()``.
@@ -137,10 +137,10 @@ def _engine(collections: Sequence[ShardedCollection]) -> Engine:
     return engine
 
 
-def _tables(kernel: TableKernel) -> Iterator[LocalTable]:
+def _tables(kernel: TableKernel) -> Iterator[TableShard]:
     for shard, table in zip(kernel.config.embedding_tables, kernel.group.tables, strict=True):
         row0, col0 = shard.local_metadata.shard_offsets
-        yield LocalTable(
+        yield TableShard(
             path_of(kernel.module, shard.name),
             shard.name,
             shard.num_embeddings,
