@@ -301,3 +301,17 @@ def test_nothing_to_look_up_is_no_fault() -> None:
         output.sum().backward()
     assert [table.step for table in tables] == [2, 2]
     assert group.stats.rows == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, 1 << 45), min_size=1, max_size=5),
+    st.sampled_from([(2, 0, 2), (4, 2, 18), (16, 0, 16), (6, 10, 16), (64, 64, 128)]),
+)
+def test_single_rows_start_as_they_do_in_their_block(numbers: list[int], shape: tuple[int, int, int]) -> None:
+    dim, col0, full = shape
+    table = tiered(Tier.INT8, rows=len(numbers), dim=dim, col0=col0, full_dim=full, identity=torch.tensor(numbers))
+    read = Reference().read(table, torch.arange(len(numbers)))
+    for row, number in enumerate(numbers):
+        whole = initial_rows(4, "bags.t", number, 1, full, 0.5)[0, col0 : col0 + dim]
+        assert read[row].tolist() == whole.tolist()

@@ -60,10 +60,15 @@ def init_tables(model: nn.Module, seed: int, scale: float = 0.0) -> None:
         fill(weight, seed, info.path, info.dim, init_scale(info.rows, scale))
 
 
+def uniform(words: NDArray[np.uint32], scale: float) -> NDArray[np.float32]:
+    """fp32 on [-scale, scale) from words of 32 random bits."""
+    unit = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    values: NDArray[np.float32] = (unit * np.float32(2) - np.float32(1)) * np.float32(scale)
+    return values
+
+
 def _block(key: int, number: int, dim: int, scale: float) -> NDArray[np.float32]:
     """[BLOCK_ROWS, dim]. The counter's upper half is the block, its lower half the position within the block."""
     generator = np.random.Philox(key=key, counter=number << 128)
     words = generator.random_raw(BLOCK_ROWS * dim // 2).astype("<u8").view("<u4")
-    unit = (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
-    values: NDArray[np.float32] = (unit * np.float32(2) - np.float32(1)) * np.float32(scale)
-    return values.reshape(BLOCK_ROWS, dim)
+    return uniform(words, scale).reshape(BLOCK_ROWS, dim)

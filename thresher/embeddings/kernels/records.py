@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from thresher.embeddings.init import BLOCK_ROWS, initial_rows
+from thresher.embeddings.kernels.initial import initial_values, known_as
 from thresher.embeddings.rows.generator import FIRST_STATE, WEIGHTS, random_bits, row_keys, table_key
 from thresher.embeddings.rows.rounding import kept_scale, pack_int4, quantised, to_bf16, to_fp16, unpack_int4
 from thresher.embeddings.rows.tiered import FREE, HIGH, SLOT_BITS, SLOT_MASK, TieredTable
 from thresher.embeddings.rows.tiers import LEVELS, Tier, state_offset, weight_bytes
-
-_WORD = (1 << 64) - 1
 
 
 @dataclass
@@ -48,11 +45,6 @@ class Noise:
         return random_bits(self._keys[chosen], self._columns, self._first + stream, self._col0)
 
 
-def known_as(table: TieredTable, rows: Tensor) -> Tensor:
-    """[n] int64: what rows are known by to the generators."""
-    return rows + table.row0 if table.identity is None else table.identity[rows]
-
-
 def read_rows(table: TieredTable, rows: Tensor, *, with_state: bool) -> Rows:
     """What ``rows`` [n] int64 hold; state vectors of rows without a record are zeros."""
     desc = table.desc[rows]
@@ -70,20 +62,6 @@ def read_rows(table: TieredTable, rows: Tensor, *, with_state: bool) -> Rows:
     if len(fresh):
         x[fresh] = initial_values(table, rows[fresh])
     return found
-
-
-def initial_values(table: TieredTable, rows: Tensor) -> Tensor:
-    """[n, D] fp32 initial values of ``rows``, whose block of rows is drawn once each."""
-    ids = known_as(table, rows).cpu().numpy()
-    blocks, where = np.unique(ids >> 10, return_inverse=True)
-    values = np.empty((len(ids), table.dim), np.float32)
-    order = np.argsort(where, kind="stable")
-    ends = np.cumsum(np.bincount(where, minlength=len(blocks)))
-    for number, chosen in zip(blocks.tolist(), np.split(order, ends[:-1]), strict=True):
-        first = (number * BLOCK_ROWS) & _WORD
-        block = initial_rows(table.seed, table.path, first, BLOCK_ROWS, table.full_dim, table.init_scale)
-        values[chosen] = block[ids[chosen] & (BLOCK_ROWS - 1), table.col0 : table.col0 + table.dim]
-    return torch.from_numpy(values).to(table.device)
 
 
 def store_rows(
