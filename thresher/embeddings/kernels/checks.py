@@ -20,7 +20,7 @@ def check_bags(tables: Sequence[Table], bags: Bags) -> None:
     Raises:
         BadIds: names the first fault: of types and lengths, then of offsets, then of ids.
     """
-    _check_form(bags)
+    check_form(bags)
     _check_offsets(tables, bags)
     bounds = bags.offsets[list(bags.first_bags)].tolist()
     for feature, number in enumerate(bags.tables):
@@ -30,6 +30,34 @@ def check_bags(tables: Sequence[Table], bags: Bags) -> None:
         bad = (ids < lowest) | (ids >= table.rows)
         if bool(bad.any()):
             raise bad_id(tables, bags, bounds[feature] + int(bad.to(torch.int8).argmax()), feature)
+
+
+def check_form(bags: Bags) -> None:
+    """Returns if types and lengths fit; looks at no id and no offset.
+
+    Raises:
+        BadIds: they do not.
+    """
+    for name, tensor, types in (("ids", bags.ids, _WHOLE), ("offsets", bags.offsets, (torch.int64,))):
+        if tensor.dtype not in types or tensor.dim() != 1:
+            raise BadIds(
+                f"{name} are a {tensor.dim()}-dimensional tensor of {_name(tensor.dtype)}",
+                fix=f"give one dimension of {' or '.join(_name(kind) for kind in types)}",
+            )
+    if len(bags.tables) != len(bags.batch):
+        raise BadIds(f"{len(bags.tables)} features have {len(bags.batch)} batch sizes", fix="give one for each feature")
+    weights = bags.weights
+    if weights is not None and (weights.dtype != torch.float32 or weights.shape != bags.ids.shape):
+        raise BadIds(
+            f"{_numbers(weights)} weights of {_name(weights.dtype)} came with {bags.ids.numel()} ids",
+            fix="give one float32 weight for each id",
+        )
+    wanted = bags.first_bags[-1] + 1
+    if bags.offsets.numel() != wanted:
+        raise BadIds(
+            f"{bags.offsets.numel()} offsets came with {wanted - 1} bags",
+            fix=f"give {wanted} offsets: where each bag starts, and the number of ids",
+        )
 
 
 def lowest_id(table: Table) -> int:
@@ -65,30 +93,8 @@ def tier_full(table: TieredTable, tier: Tier, wanted: int, free: int) -> PlanErr
     )
 
 
-def _check_form(bags: Bags) -> None:
-    for name, tensor, types in (("ids", bags.ids, _WHOLE), ("offsets", bags.offsets, (torch.int64,))):
-        if tensor.dtype not in types or tensor.dim() != 1:
-            raise BadIds(
-                f"{name} are a {tensor.dim()}-dimensional tensor of {_name(tensor.dtype)}",
-                fix=f"give one dimension of {' or '.join(_name(kind) for kind in types)}",
-            )
-    if len(bags.tables) != len(bags.batch):
-        raise BadIds(f"{len(bags.tables)} features have {len(bags.batch)} batch sizes", fix="give one for each feature")
-    weights = bags.weights
-    if weights is not None and (weights.dtype != torch.float32 or weights.shape != bags.ids.shape):
-        raise BadIds(
-            f"{_numbers(weights)} weights of {_name(weights.dtype)} came with {bags.ids.numel()} ids",
-            fix="give one float32 weight for each id",
-        )
-
-
 def _check_offsets(tables: Sequence[Table], bags: Bags) -> None:
-    offsets, wanted = bags.offsets, bags.first_bags[-1] + 1
-    if offsets.numel() != wanted:
-        raise BadIds(
-            f"{offsets.numel()} offsets came with {wanted - 1} bags",
-            fix=f"give {wanted} offsets: where each bag starts, and the number of ids",
-        )
+    offsets = bags.offsets
     if int(offsets[0]) != 0:
         raise BadIds(f"the first offset is {int(offsets[0])}", fix="start with 0")
     falls = offsets[1:] < offsets[:-1]
