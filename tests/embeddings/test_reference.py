@@ -12,9 +12,21 @@ from thresher.embeddings.group import TableGroup
 from thresher.embeddings.init import initial_rows
 from thresher.embeddings.kernels.backend import HISTOGRAM_BASE, Table
 from thresher.embeddings.kernels.bags import Bags, Pooling
+from thresher.embeddings.kernels.records import read_rows
 from thresher.embeddings.kernels.reference import Reference
+from thresher.embeddings.kernels.reference_rules import apply_rule
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.rows.flat import FlatTable
+from thresher.embeddings.rows.generator import (
+    DEMOTED,
+    FIRST_STATE,
+    SECOND_STATE,
+    WEIGHTS,
+    random_bits,
+    row_keys,
+    table_key,
+)
+from thresher.embeddings.rows.rounding import quantised, to_bf16
 from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.rows.tiers import LEVELS, Tier
 
@@ -247,7 +259,7 @@ def test_a_shared_row_gets_one_update_of_its_whole_gradient() -> None:
 
 def test_rows_go_down_as_far_as_their_priority_says() -> None:
     table, backend = mixed(), Reference()
-    update(table, list(range(6)), torch.arange(6.0), priority_gain=1.0, above=(9.0,) * 4 + (9.0, -1.0))
+    update(table, list(range(6)), torch.tensor([0.0, 1.0, 2.0, 3.0, 3.5, 5.0]), priority_gain=1.0, above=(-1.0,) * 6)
     before = backend.read(table, torch.arange(12))
     moved = backend.demote(table, 0, 5, [0.0, 0.0, 0.5, 1.5, 2.5, 3.5])
     tiers = [Tier.DROPPED, Tier.INT4, Tier.INT8, Tier.FP16, Tier.FP32, Tier.FP32]
@@ -301,6 +313,48 @@ def test_nothing_to_look_up_is_no_fault() -> None:
         output.sum().backward()
     assert [table.step for table in tables] == [2, 2]
     assert group.stats.rows == 0
+
+
+def noise(stream: int, rows: list[int], step: int, dim: int = 4) -> Tensor:
+    return random_bits(row_keys(table_key(0, "t"), torch.tensor(rows), step), dim, stream)
+
+
+def test_weights_and_state_are_rounded_with_streams_of_their_own() -> None:
+    """Adam on an int8 row, and its fall to int4, with the bits that the generator has for each."""
+    levels = (Tier.INT4, Tier.INT8)
+    table = TieredTable("t", "t", 3, 4, seed=0, init_scale=0.1, scalar=False, vectors=2, levels=levels)
+    backend, settings, rows = Reference(), TableOptimizer(name="adam"), torch.tensor([2])
+    table.step = 6
+    start, g = backend.read(table, rows), torch.tensor([[0.3, -0.2, 0.7, 0.001]])
+    found = backend.sort([table], Bags(rows, torch.tensor([0, 1]), None, (0,), (1,), Pooling.SUM))
+    rule = settings.rule(0.01, 6)
+    backend.update([table], found, g, [rule])
+    x, _, vectors = apply_rule(rule, start, g, torch.zeros(1), [torch.zeros(1, 4)] * 2, 4)
+    read = read_rows(table, rows, with_state=True)
+    scale = x.abs().amax(1) / 127
+    assert torch.equal(read.scale, scale)
+    assert torch.equal(read.x, scale * quantised(x, scale, Tier.INT8, noise(WEIGHTS, [2], 6)))
+    assert torch.equal(read.vectors[0], to_bf16(vectors[0], noise(FIRST_STATE, [2], 6)).float())
+    assert torch.equal(read.vectors[1], to_bf16(vectors[1], noise(SECOND_STATE, [2], 6)).float())
+    table.step = 7
+    assert backend.demote(table, 0, 3, [1.0] * 6) == 1
+    low = read_rows(table, rows, with_state=True)
+    scale = read.x.abs().amax(1) / 7
+    assert torch.equal(low.scale, scale)
+    assert torch.equal(low.x, scale * quantised(read.x, scale, Tier.INT4, noise(DEMOTED + WEIGHTS, [2], 7)))
+    for before, after in zip(read.vectors, low.vectors, strict=True):
+        assert torch.equal(before, after)  # has been rounded to bf16 already
+
+
+def test_a_scale_does_not_outlive_its_tier() -> None:
+    """An int4 row whose largest value would fit an int8 row at the old scale, too."""
+    table, backend = mixed(), Reference()
+    backend.write(table, torch.tensor([1]), torch.full((1, 4), 7.0), torch.tensor([int(Tier.INT4)]))
+    table.desc[1, 1] = torch.tensor(0.001).view(torch.int32)
+    update(table, [1], priority_gain=1.0, above=(9.0, 9.0, 9.0, 0.5, 9.0, 9.0))
+    found = read_rows(table, torch.tensor([1]), with_state=False)
+    assert found.tier.tolist() == [Tier.INT8]
+    assert found.scale.item() == pytest.approx(found.x.abs().max().item() / 127, rel=1e-6)
 
 
 @settings(deadline=None, max_examples=40)
