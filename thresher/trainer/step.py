@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thresher.data.batch import Batch
+from thresher.embeddings.policy.importance import sample_importance
 from thresher.errors import ThresherError
 from thresher.sharding.model import ShardedModel
 from thresher.trainer.config import TrainConfig
@@ -43,6 +44,7 @@ class Stepper:
         sharded: the model as the ranks run it together; called for the forward.
         model: the same model without wrappers; gives the loss.
         optimizer: of the dense part.
+        positive_weight: how much rows of positive samples count in priorities; those of others count 1.
     """
 
     def __init__(
@@ -52,9 +54,10 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         settings: TrainConfig,
         device: torch.device,
+        positive_weight: float = 1.0,
     ) -> None:
         self._sharded, self._model, self._optimizer, self._settings = sharded, model, optimizer, settings
-        self._device = device
+        self._device, self._positive_weight = device, positive_weight
         self._dense = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -67,6 +70,7 @@ class Stepper:
         losses: list[Tensor] = []
         outputs: dict[str, Tensor] = {}
         for batch in batches:
+            self._sharded.observe(sample_importance(batch.labels, self._positive_weight, batch.weight))
             with autocast(self._settings, self._device):
                 outputs = self._sharded.wrapped(batch)
                 loss = self._model.loss(outputs, batch)

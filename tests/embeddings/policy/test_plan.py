@@ -217,3 +217,5 @@ def test_positive_samples_weigh_more() -> None:
     labels = torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
     assert sample_importance(labels, 4.0).tolist() == [1.0, 4.0, 4.0]
     assert sample_importance(labels[:, 0], 0.5).tolist() == [1.0, 1.0, 0.5]
+    assert sample_importance(labels, 4.0, torch.tensor([2.0, 0.0, 1.0])).tolist() == [1.0, 0.0, 4.0]
+    assert sample_importance(torch.empty(2, 0), 4.0).tolist() == [1.0, 1.0]
