@@ -255,8 +255,8 @@ def _maintain(case: Case, backend: Backend, table: Table, generator: torch.Gener
 
 
 def assert_same(case: Case, backend: Backend) -> None:
-    """The backend does what the reference does, to the last bit."""
-    expected_tables, expected = run_case(case, Reference())
+    """The backend does what the reference does on CPU, to the last bit."""
+    expected_tables, expected = run_case(replace(case, device="cpu"), Reference())
     tables, seen = run_case(case, backend)
     _assert_equal(seen, expected, backend.name)
     for ours, theirs in zip(tables, expected_tables, strict=True):
@@ -276,8 +276,8 @@ def _assert_equal(seen: Any, expected: Any, where: str) -> None:
 
 
 def ours_like(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors are equal in type, shape and every number."""
-    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours, theirs)
+    """Whether two tensors are equal in type, shape and every number, on whatever devices."""
+    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and torch.equal(ours.cpu(), theirs.cpu())
 
 
 def assert_same_tables(ours: Table, theirs: Table) -> None:
@@ -293,6 +293,7 @@ def assert_same_tables(ours: Table, theirs: Table) -> None:
 def _difference(mine: Tensor, other: Tensor) -> str:
     if mine.shape != other.shape or mine.dtype != other.dtype:
         return f"{mine.dtype}{list(mine.shape)} is not {other.dtype}{list(other.shape)}"
+    mine, other = mine.cpu(), other.cpu()
     places = (mine != other).nonzero()[:5]
     return ", ".join(f"{place}: {mine[tuple(place)]} is not {other[tuple(place)]}" for place in places.tolist())
 
@@ -304,7 +305,7 @@ def contents(table: Table) -> tuple[Tensor, ...]:
     """[rows, ...] weights, scalars, vectors, tiers, scales (0 in tiers without one), priorities."""
     if isinstance(table, FlatTable):
         vectors = torch.cat([table.weights[:, :0], *table.vectors], 1)
-        nothing = torch.zeros(table.rows)
+        nothing = torch.zeros(table.rows, device=table.device)
         return table.weights, table.scalar, vectors, nothing, nothing, nothing
     found = read_rows(table, torch.arange(table.rows, device=table.device), with_state=True)
     scaled = torch.isin(found.tier, torch.tensor(list(LEVELS), device=table.device))

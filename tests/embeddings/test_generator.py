@@ -38,7 +38,7 @@ def drawn(rows: torch.Tensor, step: int, columns: int, stream: int = WEIGHTS, co
     return random_bits(row_keys(KEY, rows, step), columns, stream, col0)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.integers(-(1 << 63), (1 << 63) - 1),
     st.integers(-(1 << 63), (1 << 63) - 1),

@@ -35,14 +35,14 @@ CASE = Case(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cases())
 def test_running_a_case_twice_gives_the_same_to_the_last_bit(case: Case) -> None:
     assert_same(case, Reference())
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=1000)
+@settings(max_examples=1000)
 @given(cases())
 def test_a_thousand_cases_run_twice_give_the_same(case: Case) -> None:
     assert_same(case, Reference())

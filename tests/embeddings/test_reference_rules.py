@@ -71,7 +71,7 @@ def row_by_hand(
     return new, s, [list(each) for each in zip(*kept, strict=True)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(optimizers(), st.integers(0, 1 << 30), st.sampled_from(WIDTHS), st.integers(1, 50))
 def test_rules_are_those_of_the_contract_to_the_last_bit(
     settings: TableOptimizer, seed: int, width: int, step: int
@@ -112,7 +112,7 @@ def test_sums_over_whole_rows_may_come_from_elsewhere() -> None:
     assert scalar.item() == 4.0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 300), max_size=12), st.integers(1, 40))
 def test_segments_are_added_up_in_order(counts: list[int], width: int) -> None:
     """Values of very different size, so that another order gives other sums."""

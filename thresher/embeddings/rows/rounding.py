@@ -30,7 +30,8 @@ def kept_scale(x: Tensor, scale: Tensor, tier: Tier) -> Tensor:
     levels = LEVELS[tier]
     largest = x.abs().amax(1)
     fits = (largest >= (0.5 * levels) * scale) & (largest <= levels * scale)
-    return torch.where(fits, scale, largest / levels)
+    # A tensor, because torch divides by a Python number on CUDA by its inverse.
+    return torch.where(fits, scale, largest / torch.tensor(float(levels), device=x.device))
 
 
 def quantised(x: Tensor, scale: Tensor, tier: Tier, bits: Tensor | None) -> Tensor:
