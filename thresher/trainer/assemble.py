@@ -12,12 +12,14 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
+from thresher.embeddings.fields.field import find_fields
 from thresher.embeddings.tables import find_tables
 from thresher.errors import ConfigError
 from thresher.sharding.frequencies import Frequency, measure_frequencies
 from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.plan import Plan
 from thresher.sharding.planner import make_plan, repriced
+from thresher.trainer.callbacks.fields import FieldPruning
 from thresher.trainer.checkpoint import LazyOptimizer, State
 from thresher.trainer.config import RunConfig
 from thresher.trainer.evaluate import Evaluator
@@ -32,7 +34,11 @@ BYTES_PER_GB = 10**9
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of before the first step."""
+    """What a run is made of before the first step.
+
+    Attributes:
+        fields: None in runs that score none.
+    """
 
     config: RunConfig[Any]
     world: World
@@ -41,22 +47,27 @@ class Parts:
     model: Model
     sharded: ShardedModel
     dense: KeyedOptimizer
+    fields: FieldPruning | None
 
     def state(self) -> State:
-        """The tensors of a checkpoint: weights, table and dense optimizer state."""
+        """The tensors of a checkpoint: weights, table and dense optimizer state, scores of fields (these last)."""
+        scores = {} if self.fields is None else {"field_scores": self.fields.training_state()}
         return {
-            "model": self.sharded.wrapped,
+            **self.weights(),
             "table_optimizer": self.sharded.table_optimizer,
             "dense_optimizer": LazyOptimizer(self.dense),
+            **scores,
         }
 
     def weights(self) -> State:
-        """The model alone: all that an evaluation needs, and loadable into any plan."""
-        return {"model": self.sharded.wrapped}
+        """The model alone, dropped fields included: all that an evaluation needs, and loadable into any plan."""
+        dropped = {} if self.fields is None else {"fields": self.fields.weights_state()}
+        return {"model": self.sharded.wrapped, **dropped}
 
     def stepper(self) -> Stepper:
         """Takes the steps."""
-        return Stepper(self.sharded, self.model, self.dense, self.config.train, self.world.device)
+        weight = self.config.tiers.positive_weight
+        return Stepper(self.sharded, self.model, self.dense, self.config.train, self.world.device, weight)
 
     def evaluator(self) -> Evaluator:
         """Measures the model on a split."""
@@ -105,13 +116,24 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
     """
     torch.manual_seed(config.seed)
     model = config.model.build(dataset.schema, torch.device("meta"))
+    found = find_fields(find_tables(model))
     frequencies = measured(config, dataset, model)
     plan = plan_of(config, model, world.world, world.local_world, world.device.type, frequencies)
     sharded = shard(
-        model, plan, device=world.device, optimizer=config.optim.tables, seed=config.seed, group=world.group
+        model,
+        plan,
+        device=world.device,
+        optimizer=config.optim.tables,
+        seed=config.seed,
+        group=world.group,
+        tiers=config.tiers if config.tiers.enabled else None,
+        wire=config.sharding.wire,
     )
     dense = dense_optimizer(sharded.dense_parameters(), config.optim.dense)
-    return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense)
+    fields = None
+    if config.fields.enabled:
+        fields = FieldPruning(config.fields, found, sharded, model, world, config.train.accumulate)
+    return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense, fields)
 
 
 def measured(config: RunConfig[Any], dataset: Dataset, model: Model) -> dict[str, Frequency]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from thresher.embeddings.dynamic.config import DynamicTable
+from thresher.embeddings.fields.config import FieldConfig
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
 from thresher.settings import Settings, apply_override, parse, read_yaml
@@ -156,6 +157,7 @@ class RunConfig(Settings, Generic[M]):
 
     Attributes:
         tiers: precision of table rows by their priority, under a byte budget.
+        fields: scores of fields, and whether useless ones are dropped while training.
         dynamic: for tables with raw ids, by table name, how rows are given and taken back.
     """
 
@@ -166,6 +168,7 @@ class RunConfig(Settings, Generic[M]):
     model: M
     sharding: ShardingConfig = ShardingConfig()
     tiers: TierConfig = TierConfig()
+    fields: FieldConfig = FieldConfig()
     dynamic: dict[str, DynamicTable] = Field(default_factory=dict)
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
@@ -190,6 +193,15 @@ class RunConfig(Settings, Generic[M]):
             raise ValueError(
                 f"eval.early_stop.patience {self.eval.early_stop.patience} needs a validation split, but data.valid is "
                 "empty; set data.valid to the name of a split, or eval.early_stop.patience to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _drops_are_judged(self) -> "RunConfig[M]":
+        if self.fields.drops and not self.data.valid:
+            raise ValueError(
+                "fields.rounds drops fields only as long as the validation split allows it, but data.valid is empty; "
+                "set data.valid to the name of a split, or fields.rounds to 0"
             )
         return self
 

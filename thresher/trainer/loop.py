@@ -10,7 +10,7 @@ import torch
 
 from thresher.data.batch import Batch
 from thresher.errors import CheckpointError
-from thresher.trainer.callbacks.base import Callback, EvalRecord, SaveRecord, TableRecord
+from thresher.trainer.callbacks.base import Callback, EvalRecord, FieldRecord, SaveRecord, TableRecord
 from thresher.trainer.config import EvalConfig, TrainConfig
 from thresher.trainer.meter import Meter
 from thresher.trainer.rates import Rates
@@ -33,6 +33,13 @@ class Tables(Protocol):
 
     def __call__(self, step: int) -> TableRecord:
         """Collective: every rank calls it at the same step."""
+
+
+class Fields(Protocol):
+    """Scores fields, and drops some."""
+
+    def __call__(self, step: int) -> Sequence[FieldRecord]:
+        """Collective: every rank calls it after every step."""
 
 
 class Save(Protocol):
@@ -63,6 +70,7 @@ class Loop:
         batches: this rank's micro-batches, from the cursor of the state that :meth:`run` starts with.
         validate: None where there is no validation split.
         tables: None in runs without tiers.
+        fields: None in runs that score none.
         save_best: called instead of ``save`` when a validation is the best so far; None where that is not wanted.
     """
 
@@ -77,6 +85,7 @@ class Loop:
     meter: Meter
     validate: Validation | None
     tables: Tables | None
+    fields: Fields | None
     save: Save
     save_best: Save | None
     callbacks: Sequence[Callback]
@@ -86,6 +95,8 @@ class Loop:
         saved = state.step
         while state.step < self.times.total and not self.exhausted(state):
             state = self._step(state)
+            if self.fields is not None:
+                self._tell_fields(self.fields(state.step))
             if self.validate is not None and self._due(state.step, self.times.evaluate):
                 state = self._evaluate(state, self.validate)
             if self._due(state.step, self.times.save) and self._saved(self.save, state):
@@ -137,6 +148,13 @@ class Loop:
             self._saved(self.save_best, state)
         self.meter.resume()
         return state
+
+    def _tell_fields(self, records: Sequence[FieldRecord]) -> None:
+        for record in records:
+            for callback in self.callbacks:
+                callback.on_fields(record)
+        if records:
+            self.meter.resume()
 
     def _saved(self, save: Save, state: TrainState) -> bool:
         """Whether a checkpoint came about. A full disk in the middle of a run is no reason to lose the run."""

@@ -13,7 +13,16 @@ from thresher.data.reader import Reader
 from thresher.errors import CheckpointError, DataError
 from thresher.trainer.assemble import Parts, assemble, total_steps
 from thresher.trainer.callbacks import standard_callbacks
-from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, SaveRecord
+from thresher.trainer.callbacks.base import (
+    Callback,
+    EndRecord,
+    EvalRecord,
+    FieldRecord,
+    RunFacts,
+    SaveRecord,
+    TableRecord,
+    table_record,
+)
 from thresher.trainer.checkpoint import CheckpointStore, RestoredCheckpoint
 from thresher.trainer.checkpoint.folders import folder_name
 from thresher.trainer.checkpoint.ranks import Ranks
@@ -47,6 +56,8 @@ def train(config: RunConfig[Any], world: World) -> EndRecord:
         parts = assemble(config, world, dataset)
         if config.eval.early_stop.metric and config.data.valid:
             require_measured(config.eval.early_stop.metric, parts.evaluator().names())
+        if config.fields.drops and config.fields.metric:
+            require_measured(config.fields.metric, parts.evaluator().names(), "fields.metric")
         state = restore(parts)
         if world.is_first:
             folder.write_config(config)
@@ -199,7 +210,8 @@ class Training:
             rates=rates,
             meter=self._meter(reader, rates),
             validate=self._validate if config.data.valid else None,
-            tables=None,
+            tables=None if parts.sharded.tiers is None else self._measure_tables,
+            fields=self._after_step if parts.fields is not None else None,
             save=lambda now: self._save(_store(parts), now),
             save_best=(lambda now: self._save(_best_store(parts), now)) if config.eval.early_stop.patience else None,
             callbacks=self.callbacks,
@@ -216,6 +228,16 @@ class Training:
 
     def _validate(self, step: int) -> EvalRecord:
         return self._measure(self.parts.config.data.valid, step, self.parts.config.eval.max_rows)
+
+    def _after_step(self, step: int) -> list[FieldRecord]:
+        fields = self.parts.fields
+        assert fields is not None
+        return fields.after_step(step, self.steps, self._validate)
+
+    def _measure_tables(self, step: int) -> TableRecord:
+        controller = self.parts.sharded.tiers
+        assert controller is not None
+        return table_record(step, controller.ledger())
 
     def _measure(self, split: str, step: int, max_rows: int = 0) -> EvalRecord:
         with closing(self.parts.split_reader(split)) as reader:

@@ -47,14 +47,17 @@ class TrainState(Settings):
         return self.model_copy(update={"stale_evals": self.stale_evals + 1})
 
 
-def require_measured(metric: str, measured: Collection[str]) -> None:
-    """Refuses a metric to stop by that is not measured.
+def require_measured(metric: str, measured: Collection[str], where: str = "eval.early_stop.metric") -> None:
+    """Refuses a metric to decide by that is not measured.
+
+    Args:
+        where: the setting that names it.
 
     Raises:
         ConfigError: names the nearest one.
     """
     if metric not in measured:
-        raise ConfigError(f"'{metric}' is not measured", where="eval.early_stop.metric", fix=nearest(metric, measured))
+        raise ConfigError(f"'{metric}' is not measured", where=where, fix=nearest(metric, measured))
 
 
 def lower_is_better(metric: str) -> bool:

@@ -60,9 +60,10 @@ class FieldPruner:
             self.dropped_at[number] = KEPT
         self._refresh()
 
-    def idle_tables(self) -> frozenset[str]:
-        """Paths of the tables that only dropped fields read."""
-        kept = [field for number, field in enumerate(self.fields) if number not in self.dropped]
+    def idle_tables(self, but: Collection[int] = ()) -> frozenset[str]:
+        """Paths of the tables that only dropped fields read, those in ``but`` counted as not dropped."""
+        gone = self.dropped.difference(but)
+        kept = [field for number, field in enumerate(self.fields) if number not in gone]
         every = {table for field in self.fields for table in field.tables}
         return frozenset(every - {table for field in kept for table in field.tables})
 

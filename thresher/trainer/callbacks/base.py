@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from thresher.data.schema import Schema
+from thresher.embeddings.policy.ledger import Ledger
+from thresher.embeddings.rows.tiers import Tier
 from thresher.sharding.plan import Plan
 from thresher.trainer.config import RunConfig
 
@@ -92,6 +94,57 @@ class TableRecord:
         return self.live_bytes / self.fp32_bytes
 
 
+FieldEvent = Literal["scores", "drop", "keep", "restore", "end", "dry run"]
+
+
+@dataclass(frozen=True)
+class FieldRecord:
+    """What became known of the fields at ``step``, or was done with them.
+
+    Attributes:
+        event: scores were read; fields were dropped on trial; a trial ended well, or its fields were taken back;
+            nothing more may go; or, without doing it, what would go.
+        changed: names of the fields it is about, least important first.
+        note: the same in a line for people.
+        value, reference: the metric at the end of a trial, and before the first one; NaN otherwise.
+        scores, errors: mean change of a sample's loss and its standard error, by field; of a dropped field the last
+            before; NaN where there is none yet.
+        bytes: of tables, by field; a table that several fields read is shared among them.
+        dropped: step by field.
+        table_bytes: of tables that are still read.
+        all_bytes: of all tables.
+    """
+
+    step: int
+    event: FieldEvent
+    changed: tuple[str, ...]
+    note: str
+    value: float
+    reference: float
+    scores: dict[str, float]
+    errors: dict[str, float]
+    bytes: dict[str, int]
+    dropped: dict[str, int]
+    table_bytes: int
+    all_bytes: int
+
+
+def table_record(step: int, ledger: Ledger) -> TableRecord:
+    """The books of the tables as a record."""
+    return TableRecord(
+        step=step,
+        live_bytes=ledger.live_bytes,
+        held_bytes=ledger.held_bytes,
+        budget_bytes=ledger.budget_bytes,
+        fp32_bytes=ledger.fp32_bytes,
+        rows={tier.name.lower(): rows for tier, rows in zip(Tier, ledger.rows, strict=True)},
+        shares={table.path: table.share for table in ledger.tables},
+        promoted=ledger.moves.promoted,
+        demoted=ledger.moves.demoted,
+        refused=ledger.moves.refused,
+    )
+
+
 @dataclass(frozen=True)
 class EvalRecord:
     """One evaluation. Metric names are ``auc``, ``hr@10`` and so on, prefixed ``<label>/`` from the second label on."""
@@ -141,6 +194,9 @@ class Callback:
 
     def on_tables(self, record: TableRecord) -> None:
         """At the steps of :meth:`on_step`, before it, in runs with tiers."""
+
+    def on_fields(self, record: FieldRecord) -> None:
+        """When fields were scored, dropped or taken back."""
 
     def on_eval(self, record: EvalRecord) -> None:
         """After an evaluation."""

@@ -16,6 +16,7 @@ from thresher.trainer.callbacks.base import (
     Callback,
     EndRecord,
     EvalRecord,
+    FieldRecord,
     RunFacts,
     SaveRecord,
     StepRecord,
@@ -63,6 +64,9 @@ class Progress(Callback):
         else:
             speed = f"{record.samples_per_s:,.0f} samples/s  data wait {record.data_wait:.0%}{self._tables}"
             self._say(f"step {record.step:,}/{self._total:,}  {quality(record)}  {speed}  eta {eta}")
+
+    def on_fields(self, record: FieldRecord) -> None:
+        self._say(f"step {record.step:,}  fields: {record.note}")
 
     def on_eval(self, record: EvalRecord) -> None:
         metrics = "  ".join(f"{name} {figure(value)}" for name, value in record.metrics.items())

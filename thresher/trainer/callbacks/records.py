@@ -13,6 +13,7 @@ from thresher.trainer.callbacks.base import (
     Callback,
     EndRecord,
     EvalRecord,
+    FieldRecord,
     RunFacts,
     SaveRecord,
     StepRecord,
@@ -47,6 +48,9 @@ class Records(Callback):
 
     def on_tables(self, record: TableRecord) -> None:
         self._write("tables", **asdict(record))
+
+    def on_fields(self, record: FieldRecord) -> None:
+        self._write("fields", **asdict(record))
 
     def on_eval(self, record: EvalRecord) -> None:
         self._write("eval", **asdict(record))

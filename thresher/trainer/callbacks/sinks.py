@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from thresher.trainer.callbacks.base import Callback, EndRecord, EvalRecord, RunFacts, StepRecord, TableRecord
+from thresher.trainer.callbacks.base import (
+    Callback,
+    EndRecord,
+    EvalRecord,
+    FieldRecord,
+    RunFacts,
+    StepRecord,
+    TableRecord,
+)
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +56,11 @@ class Forward(Callback):
         self._send(step, "tables", values)
         self._send(step, "tables/rows", rows)
         self._send(step, "tables/share_of", shares)
+
+    def on_fields(self, record: FieldRecord) -> None:
+        if record.event == "scores":
+            self._send(record.step, "fields/score", record.scores)
+        self._send(record.step, "fields", {"dropped": len(record.dropped), "table_bytes": record.table_bytes})
 
     def on_eval(self, record: EvalRecord) -> None:
         self._send(record.step, f"eval/{record.split}", record.metrics)

@@ -8,6 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from thresher.trainer.report import charts, pictures, tables, units
+from thresher.trainer.report.fields import field_chart, field_events, field_summary, field_table
 from thresher.trainer.report.files import write_atomically
 from thresher.trainer.report.run import Run
 
@@ -39,14 +40,18 @@ def render(run: Run) -> str:
     )
     environment.filters |= {"share": units.share, "duration": units.duration, "moment": units.moment}
     page = resources.files("thresher.trainer.report") / "page"
-    found = charts.charts(run)
+    found, scored = charts.charts(run), field_chart(run)
     return environment.get_template("page.html").render(
         run=run,
         end=run.of("end")[-1] if run.status != "in progress" else None,
         newest=run.records[-1]["time"] if run.records else None,
         tiles=tables.tiles(run),
         charts=found,
-        figures={chart.key: asdict(chart) for chart in found},
+        figures={chart.key: asdict(chart) for chart in (*found, scored) if chart is not None},
+        scored=scored,
+        scores=field_table(run),
+        field_events=field_events(run),
+        field_summary=field_summary(run),
         metrics=tables.metrics_table(run),
         fields=tables.fields(run),
         data=tables.data_table(run),

@@ -6,6 +6,7 @@ seconds); a value that is not finite is null. By kind::
     start   resumed_step, world, device         a process began, at ``step`` = ``resumed_step``
     train   the fields of StepRecord
     tables  the fields of TableRecord             in runs with tiers
+    fields  the fields of FieldRecord             in runs that score fields
     eval    split, rows, seconds, metrics {name: value}
     save    path, seconds, bytes
     end     status, seconds, best {name: value}, message

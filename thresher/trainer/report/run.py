@@ -86,6 +86,9 @@ class Run:
 
 
 def _newest(records: Iterable[Record]) -> list[Record]:
-    """By (split, step), start records all."""
-    latest = {(r["kind"], r.get("split"), r["time"] if r["kind"] == "start" else r["step"]): r for r in records}
+    """By (split or event, step), start records all."""
+    latest = {
+        (r["kind"], r.get("split", r.get("event")), r["time"] if r["kind"] == "start" else r["step"]): r
+        for r in records
+    }
     return list(latest.values())
