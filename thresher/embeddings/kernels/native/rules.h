@@ -33,29 +33,23 @@ static inline float root(float x) { return __builtin_sqrtf(x); }
 constexpr int vectors_of(int kind) { return kind == ADAM || kind == FTRL ? 2 : kind == ADAGRAD || kind == ROWWISE_ADAM; }
 constexpr bool has_scalar(int kind) { return kind == ROWWISE_ADAGRAD || kind == ROWWISE_ADAM; }
 
-// The sum of squares of g in the order of the contract: sixteen partial sums, folded by halves.
-template <class S>
-TH_INLINE float squares(const S& shape, const Vec* g) {
-  Vec total = zeros();
-  TH_BLOCKS(j, shape) total = total + g[j] * g[j];
-  return sum(total);
-}
-
-// Decay, which comes before the rest.
-template <class S>
-TH_INLINE void apply_decay(const S& shape, const Constants& c, Vec* x, Vec* g) {
-  if (c.decay == L2_DECAY) {
-    TH_BLOCKS(j, shape) g[j] = g[j] + c.weight_decay * x[j];
-  } else if (c.decay == DECOUPLED_DECAY) {
-    TH_BLOCKS(j, shape) x[j] = x[j] * c.shrink;
+// Moves the scalar of a row by the mean of the squares of its gradient. Returns what all its columns share in the step:
+// the rate of row-wise Adagrad, the second moment of row-wise Adam.
+template <int KIND>
+TH_INLINE float move_scalar(const Rule& rule, float* scalar, float mean_square) {
+  if (KIND == ROWWISE_ADAGRAD) {
+    *scalar = *scalar + mean_square;
+    return rule.lr / (root(*scalar) + rule.eps);
   }
+  *scalar = rule.beta2 * *scalar + rule.rest2 * mean_square;
+  return *scalar;
 }
 
 TH_INLINE Vec adam_step(const Constants& c, Vec x, Vec m, Vec second) {
   return x - (c.lr * (m * c.correction1)) / (sqrt(second * c.correction2) + c.eps);
 }
 
-TH_INLINE void ftrl_block(const Constants& c, Vec& x, Vec g, Vec& z, Vec& n) {
+TH_INLINE void ftrl_step(const Constants& c, Vec& x, Vec g, Vec& z, Vec& n) {
   const Vec before = sqrt(n);
   n = n + g * g;
   const Vec after = sqrt(n);
@@ -64,35 +58,25 @@ TH_INLINE void ftrl_block(const Constants& c, Vec& x, Vec g, Vec& z, Vec& n) {
   x = select(abs(z) <= c.l1, zeros(), solved);
 }
 
-// Updates a row whose gradient has its decay. `sums` is the sum of squares over the whole row, of row-wise optimizers.
-template <int KIND, class S>
-TH_INLINE void apply_rule(const S& shape, const Constants& c, Vec* x, const Vec* g, Vec* first, Vec* second,
-                          float* scalar, float mean_square) {
+// Sixteen columns of a row, decay done; `shared` is from move_scalar.
+template <int KIND>
+TH_INLINE void step(const Constants& c, Vec shared, Vec& x, Vec g, Vec& first, Vec& second) {
   if constexpr (KIND == SGD) {
-    TH_BLOCKS(j, shape) x[j] = x[j] - c.lr * g[j];
+    x = x - c.lr * g;
   } else if constexpr (KIND == ROWWISE_ADAGRAD) {
-    *scalar = *scalar + mean_square;
-    const Vec rate = floats(c.one.lr / (root(*scalar) + c.one.eps));
-    TH_BLOCKS(j, shape) x[j] = x[j] - rate * g[j];
+    x = x - shared * g;
   } else if constexpr (KIND == ADAGRAD) {
-    TH_BLOCKS(j, shape) {
-      first[j] = first[j] + g[j] * g[j];
-      x[j] = x[j] - (c.lr * g[j]) / (sqrt(first[j]) + c.eps);
-    }
+    first = first + g * g;
+    x = x - (c.lr * g) / (sqrt(first) + c.eps);
   } else if constexpr (KIND == ADAM) {
-    TH_BLOCKS(j, shape) {
-      first[j] = c.beta1 * first[j] + c.rest1 * g[j];
-      second[j] = c.beta2 * second[j] + c.rest2 * (g[j] * g[j]);
-      x[j] = adam_step(c, x[j], first[j], second[j]);
-    }
+    first = c.beta1 * first + c.rest1 * g;
+    second = c.beta2 * second + c.rest2 * (g * g);
+    x = adam_step(c, x, first, second);
   } else if constexpr (KIND == ROWWISE_ADAM) {
-    *scalar = c.one.beta2 * *scalar + c.one.rest2 * mean_square;
-    TH_BLOCKS(j, shape) {
-      first[j] = c.beta1 * first[j] + c.rest1 * g[j];
-      x[j] = adam_step(c, x[j], first[j], floats(*scalar));
-    }
+    first = c.beta1 * first + c.rest1 * g;
+    x = adam_step(c, x, first, shared);
   } else {
-    TH_BLOCKS(j, shape) ftrl_block(c, x[j], g[j], first[j], second[j]);
+    ftrl_step(c, x, g, first, second);
   }
 }
 

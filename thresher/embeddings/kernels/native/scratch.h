@@ -27,13 +27,4 @@ class Scratch {
   void* memory_;
 };
 
-// A row's gradient, weights and state: registers where the width is compiled in.
-#define TH_ROW(SHAPE, SCRATCH)                                                                  \
-  constexpr int N = SHAPE::FIXED ? SHAPE::FIXED : 1;                                            \
-  Vec g_here[N], x_here[N], first_here[N], second_here[N];                                      \
-  Vec* const g = SHAPE::FIXED ? g_here : (SCRATCH).vector(0);                                   \
-  Vec* const x = SHAPE::FIXED ? x_here : (SCRATCH).vector(1);                                   \
-  Vec* const first = SHAPE::FIXED ? first_here : (SCRATCH).vector(2);                           \
-  Vec* const second = SHAPE::FIXED ? second_here : (SCRATCH).vector(3)
-
 }  // namespace thresher::TH_ISA

@@ -1,287 +1,192 @@
-// Rows of a part of an update: gradient, optimizer, rounding and priority in one pass over each row.
+// Parts of an update: rows a few at a time, each in one pass through memory.
 #include "update.h"
 
 #include <cstdlib>
 
-#include "gradients.h"
-#include "philox.h"
-#include "record.h"
-#include "rules.h"
-#include "scratch.h"
+#include "batch.h"
+#include "promotion.h"
 
 namespace thresher::TH_ISA {
 namespace {
 
 // Rows whose memory is asked for before they are used; of tiered rows the header first, then the record it names.
-enum { ROWS_AHEAD = 12, HEADERS_AHEAD = 24 };
+constexpr int64_t ROWS_AHEAD = 16, HEADERS_AHEAD = 32;
 
-TH_INLINE void ask_for(const void* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 1);
-}
-
-// Decay and optimizer. `sums` holds the sum of squares over the whole row, or is null to take it over these columns.
-template <int KIND, class S>
-TH_INLINE void apply(const S& shape, const Constants& c, float width, const float* sums, Vec* x, Vec* g, Vec* first,
-                     Vec* second, float* scalar) {
-  apply_decay(shape, c, x, g);
-  float mean_square = 0.0f;
-  if constexpr (has_scalar(KIND)) mean_square = (sums ? *sums : squares(shape, g)) / width;
-  apply_rule<KIND>(shape, c, x, g, first, second, scalar, mean_square);
-}
-
-bool bad_gradient(Part& part, int table, int64_t row) {
-  part.bad_table = table;
-  part.bad_row = row;
-  return false;
-}
+// The stages for rows of one width, and one optimizer.
+struct Stages {
+  int (*gather)(const Source&, int64_t dim, int64_t u, int n, const Batch&);
+  void (*unpack)(const Table&, const int64_t* rows, int n, int vectors, const Batch&);
+  void (*apply)(int64_t dim, float width, const Constants&, const RowAt*, int n, const Batch&);
+  void (*pack)(const Table&, const int64_t* rows, int n, uint32_t stays, int vectors, const Batch&);
+  void (*sum_up)(int64_t dim, const Constants&, const RowAt*, int n, const Batch&, float* sums);
+};
 
 template <int KIND, class S>
-bool update_flat(const Update& update, Part& part, const Scratch& scratch, int number, int64_t from, int64_t to) {
-  const Table& table = update.tables[number];
-  const S shape(table.dim);
-  const Constants c(update.rules[number]);
-  const Source source(update, number);
-  const float width = static_cast<float>(table.full_dim);
-  const float* sums = update.row_sums ? update.row_sums[number] : nullptr;
-  constexpr int vectors = vectors_of(KIND);
-  float* const state[2] = {table.vectors[0], table.vectors[1]};
-  for (int64_t u = from; u < to; u++) {
-    const int64_t next = source.rows[u + ROWS_AHEAD < source.unique ? u + ROWS_AHEAD : source.unique - 1];
-    ask_for(table.weights + next * table.dim, shape.blocks() * 64);
-    for (int v = 0; v < vectors; v++) ask_for(state[v] + next * table.dim, shape.blocks() * 64);
-    if constexpr (has_scalar(KIND)) __builtin_prefetch(table.scalar + next, 1);
+Stages stages_of_shape() {
+  return {gather<S>, unpack<S>, apply_rule<KIND, S>, pack<S>, sum_up<S>};
+}
 
-    TH_ROW(S, scratch);
-    const int64_t row = source.rows[u];
-    source.add_up(shape, u, g);
-    if (!finite(shape, g)) return bad_gradient(part, number, row);
-    float* const weights = table.weights + row * table.dim;
-    TH_BLOCKS(j, shape) x[j] = shape.load(weights, j);
-    if constexpr (vectors > 0) TH_BLOCKS(j, shape) first[j] = shape.load(state[0] + row * table.dim, j);
-    if constexpr (vectors > 1) TH_BLOCKS(j, shape) second[j] = shape.load(state[1] + row * table.dim, j);
-    apply<KIND>(shape, c, width, sums ? sums + u : nullptr, x, g, first, second, table.scalar + row);
-    TH_BLOCKS(j, shape) shape.store(weights, j, x[j]);
-    if constexpr (vectors > 0) TH_BLOCKS(j, shape) shape.store(state[0] + row * table.dim, j, first[j]);
-    if constexpr (vectors > 1) TH_BLOCKS(j, shape) shape.store(state[1] + row * table.dim, j, second[j]);
+template <int KIND>
+Stages stages_of_width(int64_t dim) {
+#if TH_LEVEL > 0
+  switch (dim) {
+    case 16: return stages_of_shape<KIND, Shape<1, false>>();
+    case 32: return stages_of_shape<KIND, Shape<2, false>>();
+    case 64: return stages_of_shape<KIND, Shape<4, false>>();
+    case 128: return stages_of_shape<KIND, Shape<8, false>>();
+    default: if (dim < 16) return stages_of_shape<KIND, Shape<1, true>>();
   }
-  return true;
+#endif
+  return stages_of_shape<KIND, Shape<0, true>>();
 }
 
-// The priorities above which rows move.
-class Promotion {
+Stages stages_of(int64_t dim, int32_t kind) {
+  switch (kind) {
+    case SGD: return stages_of_width<SGD>(dim);
+    case ROWWISE_ADAGRAD: return stages_of_width<ROWWISE_ADAGRAD>(dim);
+    case ADAGRAD: return stages_of_width<ADAGRAD>(dim);
+    case ADAM: return stages_of_width<ADAM>(dim);
+    case ROWWISE_ADAM: return stages_of_width<ROWWISE_ADAM>(dim);
+    default: return stages_of_width<FTRL>(dim);
+  }
+}
+
+// The rows of one table in a part.
+class TableRows {
  public:
-  Promotion(const Table& table, const Rule& rule) : table_(table), rule_(rule) {
-    float lowest = __builtin_inff();
-    for (int tier = FP32; tier >= NONE; tier--) {
-      above_[tier] = lowest;
-      if (table.slabs[tier] && rule.promote_above[tier] < lowest) lowest = rule.promote_above[tier];
+  TableRows(const Update& update, Part& part, int number, const Batch& batch)
+      : update_(update),
+        part_(part),
+        number_(number),
+        table_(update.tables[number]),
+        rule_(update.rules[number]),
+        batch_(batch),
+        stages_(stages_of(table_.dim, rule_.kind)),
+        constants_(rule_),
+        source_(update, number),
+        promotion_(table_, rule_),
+        vectors_(vectors_of(rule_.kind)) {}
+
+  // Updates rows from .. to - 1; false stops the part.
+  bool update(int64_t from, int64_t to) {
+    for (int64_t u = from; u < to; u += BATCH) {
+      const int n = to - u < BATCH ? static_cast<int>(to - u) : +BATCH;
+      ask_ahead(u);
+      const int bad = stages_.gather(source_, table_.dim, u, n, batch_);
+      if (bad < n) {
+        part_.bad_table = number_;
+        part_.bad_row = source_.rows[u + bad];
+        return false;
+      }
+      RowAt rows[BATCH];
+      locate(u, n, vectors_, rows);
+      stages_.apply(table_.dim, static_cast<float>(table_.full_dim), constants_, rows, n, batch_);
+      if (table_.desc && !keep(u, n)) return false;
     }
+    return true;
   }
 
-  // The highest tier that a row of `tier` has the priority for.
-  int wanted(int tier, float priority) const {
-    if (!(priority > above_[tier])) return tier;
-    int level = FP32;
-    while (level > tier && !(table_.slabs[level] && priority > rule_.promote_above[level])) level--;
-    return level;
-  }
-
-  // Whether there is no slot for a row that wants to go there.
-  bool full(int tier) const {
-    const int64_t* count = table_.count + 2 * tier;
-    return count[FREE] == 0 && count[HIGH] >= table_.slots[tier];
+  // Sums of squares of rows from .. to - 1.
+  void sum_up(int64_t from, int64_t to) {
+    for (int64_t u = from; u < to; u += BATCH) {
+      const int n = to - u < BATCH ? static_cast<int>(to - u) : +BATCH;
+      stages_.gather(source_, table_.dim, u, n, batch_);
+      RowAt rows[BATCH];
+      if (rule_.decay == L2_DECAY) locate(u, n, 0, rows);
+      stages_.sum_up(table_.dim, constants_, rows, n, batch_, update_.sums_out[number_] + u);
+    }
   }
 
  private:
+  int64_t row_ahead(int64_t u) const { return source_.rows[u < source_.unique ? u : source_.unique - 1]; }
+
+  TH_INLINE_MEMBER static void ask(const void* p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 1);
+  }
+
+  TH_INLINE_MEMBER void ask_ahead(int64_t u) const {
+    for (int b = 0; b < BATCH; b++) {
+      const int64_t row = row_ahead(u + ROWS_AHEAD + b);
+      if (table_.desc) {
+        const int64_t later = row_ahead(u + HEADERS_AHEAD + b);
+        __builtin_prefetch(table_.desc + 2 * later, 1);
+        __builtin_prefetch(table_.stat + 2 * later, 1);
+        const uint32_t place = table_.desc[2 * row];
+        const int tier = tier_of(place);
+        if (tier > DROPPED) ask(record_of(table_, tier, place & SLOT_MASK), table_.record_bytes[tier]);
+      } else {
+        ask(table_.weights + row * table_.dim, table_.dim * 4);
+        for (int v = 0; v < vectors_; v++) ask(table_.vectors[v] + row * table_.dim, table_.dim * 4);
+        if (table_.scalar) __builtin_prefetch(table_.scalar + row, 1);
+      }
+    }
+  }
+
+  // Where rows u .. u + n - 1 are; tiered ones are decoded, with `vectors` of their optimizer's.
+  void locate(int64_t u, int n, int vectors, RowAt* rows) const {
+    if (table_.desc) stages_.unpack(table_, source_.rows + u, n, vectors, batch_);
+    for (int b = 0; b < n; b++) {
+      const int64_t row = source_.rows[u + b];
+      if (table_.desc) {
+        rows[b] = batch_.at(b, row);
+        rows[b].scalar = table_.stat + 2 * row;
+      } else {
+        rows[b].x = table_.weights + row * table_.dim;
+        for (int v = 0; v < vectors; v++) rows[b].state[v] = table_.vectors[v] + row * table_.dim;
+        rows[b].scalar = table_.scalar + row;
+      }
+      rows[b].sums = update_.row_sums ? update_.row_sums[number_] + u + b : nullptr;
+    }
+  }
+
+  // Stores updated rows of a tiered table, or stashes them where they need another record.
+  bool keep(int64_t u, int n) {
+    uint32_t stays = 0;
+    for (int b = 0; b < n; b++) {
+      const int64_t row = source_.rows[u + b];
+      float* const priority = table_.stat + 2 * row + 1;
+      if (rule_.priority_gain != 0.0f) {
+        *priority = *priority + rule_.priority_gain * source_.increment(u + b, update_.importance);
+      }
+      const uint32_t* const desc = table_.desc + 2 * row;
+      const int tier = tier_of(desc[0]), home = tier == NONE ? table_.entry : tier;
+      const int wanted = promotion_.wanted(home, *priority);
+      const bool refused = tier != NONE && wanted > tier && promotion_.full(wanted);
+      part_.refused += refused;
+      if (wanted == tier || refused) {
+        stays |= static_cast<uint32_t>(tier > DROPPED) << b;
+        continue;
+      }
+      const int32_t floats = static_cast<int32_t>(batch_.width()) * (1 + vectors_);
+      if (!stash(Move{row, number_, home, wanted, 0, bits_to_float(desc[1]), floats}, b)) return false;
+    }
+    if (stays) stages_.pack(table_, source_.rows + u, n, stays, vectors_, batch_);
+    return true;
+  }
+
+  bool stash(const Move& move, int b) {
+    float* const to = push(part_, move);
+    if (!to) return false;
+    const size_t bytes = static_cast<size_t>(batch_.width()) * sizeof(float);
+    std::memcpy(to, batch_.weights(b), bytes);
+    for (int v = 0; v < vectors_; v++) std::memcpy(to + (v + 1) * batch_.width(), batch_.state(b, v), bytes);
+    return true;
+  }
+
+  const Update& update_;
+  Part& part_;
+  const int number_;
   const Table& table_;
   const Rule& rule_;
-  float above_[TIERS];  // by tier of a row: the lowest threshold among higher levels
+  const Batch& batch_;
+  const Stages stages_;
+  const Constants constants_;
+  const Source source_;
+  const Promotion promotion_;
+  const int vectors_;
 };
 
-// Room for a move and its blocks at the end of the stash.
-Move* push(Part& part, const Move& move) {
-  Stash& stash = part.stash;
-  const int64_t size = static_cast<int64_t>(sizeof(Move)) + move.floats * 4;
-  if (stash.used + size > stash.room) {
-    const int64_t room = 2 * stash.room + 64 * size;
-    void* const bytes = std::realloc(stash.bytes, static_cast<size_t>(room));
-    if (!bytes) {
-      part.out_of_memory = true;
-      return nullptr;
-    }
-    stash.bytes = static_cast<char*>(bytes);
-    stash.room = room;
-  }
-  Move* const kept = reinterpret_cast<Move*>(stash.bytes + stash.used);
-  *kept = move;
-  stash.used += size;
-  return kept;
-}
-
-template <class S>
-bool stash_row(Part& part, const Move& move, const S& shape, const Vec* x, const Vec* first, const Vec* second,
-               int vectors) {
-  Move* const kept = push(part, move);
-  if (!kept) return false;
-  float* const to = reinterpret_cast<float*>(kept + 1);
-  const int64_t size = LANES * shape.blocks();
-  TH_BLOCKS(j, shape) store(to + LANES * j, x[j]);
-  if (vectors > 0) TH_BLOCKS(j, shape) store(to + size + LANES * j, first[j]);
-  if (vectors > 1) TH_BLOCKS(j, shape) store(to + 2 * size + LANES * j, second[j]);
-  return true;
-}
-
-// A tiered row as it reads. Out of line, once for each shape and not for each optimizer.
-template <class S>
-__attribute__((noinline)) void unpack(const Table& table, int64_t row, const S& shape, int vectors, const Blocks& blocks,
-                                      float* values) {
-  const uint32_t* const desc = table.desc + 2 * row;
-  const int tier = tier_of(desc[0]);
-  const uint8_t* const record = tier > DROPPED ? record_of(table, tier, desc[0] & SLOT_MASK) : nullptr;
-  decode(table, tier, record, bits_to_float(desc[1]), shape, vectors, blocks);
-  if (tier != NONE) return;
-  initial_row(table, row, values);
-  TH_BLOCKS(j, shape) blocks.x[j] = shape.load(values, j);
-}
-
-// Stores a tiered row in the record it has.
-template <class S>
-__attribute__((noinline)) void pack(const Table& table, int64_t row, const S& shape, int vectors, const Blocks& blocks) {
-  uint32_t* const desc = table.desc + 2 * row;
-  const int tier = tier_of(desc[0]);
-  const Noise noise = {row_key(table.round_key, known_as(table, row), table.step), WEIGHTS};
-  uint8_t* const record = record_of(table, tier, desc[0] & SLOT_MASK);
-  const float scale = encode<true>(table, tier, record, bits_to_float(desc[1]), shape, vectors, noise, blocks);
-  if (float_to_bits(scale) != desc[1]) desc[1] = float_to_bits(scale);
-}
-
-TH_INLINE void ask_for_record(const Table& table, int64_t row) {
-  const uint32_t place = table.desc[2 * row];
-  const int tier = tier_of(place);
-  if (tier > DROPPED) ask_for(record_of(table, tier, place & SLOT_MASK), table.record_bytes[tier]);
-}
-
-template <int KIND, class S>
-bool update_tiered(const Update& update, Part& part, const Scratch& scratch, int number, int64_t from, int64_t to) {
-  const Table& table = update.tables[number];
-  const Rule& rule = update.rules[number];
-  const S shape(table.dim);
-  const Constants c(rule);
-  const Source source(update, number);
-  const Promotion promotion(table, rule);
-  const float width = static_cast<float>(table.full_dim);
-  const float* sums = update.row_sums ? update.row_sums[number] : nullptr;
-  constexpr int vectors = vectors_of(KIND);
-  const int64_t last = source.unique - 1;
-  for (int64_t u = from; u < to; u++) {
-    const int64_t later = source.rows[u + HEADERS_AHEAD < last ? u + HEADERS_AHEAD : last];
-    __builtin_prefetch(table.desc + 2 * later, 1);
-    __builtin_prefetch(table.stat + 2 * later, 1);
-    ask_for_record(table, source.rows[u + ROWS_AHEAD < last ? u + ROWS_AHEAD : last]);
-
-    TH_ROW(S, scratch);
-    const int64_t row = source.rows[u];
-    float* const stat = table.stat + 2 * row;
-    const int tier = tier_of(table.desc[2 * row]);
-    const Blocks blocks = {x, {first, second}, scratch.bytes()};
-    source.add_up(shape, u, g);
-    if (!finite(shape, g)) return bad_gradient(part, number, row);
-    unpack(table, row, shape, vectors, blocks, scratch.floats());
-    apply<KIND>(shape, c, width, sums ? sums + u : nullptr, x, g, first, second, stat);
-    if (rule.priority_gain != 0.0f) {
-      stat[1] = stat[1] + rule.priority_gain * source.increment(u, update.importance);
-    }
-    const int home = tier == NONE ? table.entry : tier;
-    const int wanted = promotion.wanted(home, stat[1]);
-    const bool refused = wanted != tier && wanted > DROPPED && promotion.full(wanted);
-    if (tier != NONE && (wanted == tier || refused)) {
-      part.refused += refused;
-      if (tier != DROPPED) pack(table, row, shape, vectors, blocks);
-    } else {
-      const int32_t size = LANES * shape.blocks() * (1 + vectors);
-      const float scale = bits_to_float(table.desc[2 * row + 1]);
-      const Move move = {row, number, home, wanted, 0, scale, size};
-      if (!stash_row(part, move, shape, x, first, second, vectors)) return false;
-    }
-  }
-  return true;
-}
-
-// The sum of squares of each row's gradient, decay included.
-template <class S>
-bool sum_rows(const Update& update, Part&, const Scratch& scratch, int number, int64_t from, int64_t to) {
-  const Table& table = update.tables[number];
-  const Rule& rule = update.rules[number];
-  const S shape(table.dim);
-  const Source source(update, number);
-  const Vec weight_decay = floats(rule.weight_decay);
-  for (int64_t u = from; u < to; u++) {
-    TH_ROW(S, scratch);
-    source.add_up(shape, u, g);
-    if (rule.decay == L2_DECAY) {
-      const int64_t row = source.rows[u];
-      const Blocks blocks = {x, {first, second}, scratch.bytes()};
-      if (table.desc) {
-        unpack(table, row, shape, 0, blocks, scratch.floats());
-      } else {
-        TH_BLOCKS(j, shape) x[j] = shape.load(table.weights + row * table.dim, j);
-      }
-      TH_BLOCKS(j, shape) g[j] = g[j] + weight_decay * x[j];
-    }
-    update.sums_out[number][u] = squares(shape, g);
-  }
-  return true;
-}
-
-// What is done to rows from .. to - 1 of a table; false stops the part.
-using Rows = bool (*)(const Update&, Part&, const Scratch&, int number, int64_t from, int64_t to);
-
-template <int KIND>
-struct OfFlat {
-  template <class S>
-  static constexpr Rows rows = update_flat<KIND, S>;
-};
-template <int KIND>
-struct OfTiered {
-  template <class S>
-  static constexpr Rows rows = update_tiered<KIND, S>;
-};
-struct OfSums {
-  template <class S>
-  static constexpr Rows rows = sum_rows<S>;
-};
-
-template <class Of>
-Rows of_width(int64_t dim) {
-#if TH_LEVEL > 0
-  switch (dim) {
-    case 16: return Of::template rows<Shape<1, false>>;
-    case 32: return Of::template rows<Shape<2, false>>;
-    case 64: return Of::template rows<Shape<4, false>>;
-    case 128: return Of::template rows<Shape<8, false>>;
-    default: if (dim < 16) return Of::template rows<Shape<1, true>>;
-  }
-#endif
-  return Of::template rows<Shape<0, true>>;
-}
-
-template <int KIND>
-Rows of_table(const Table& table) {
-  return table.desc ? of_width<OfTiered<KIND>>(table.dim) : of_width<OfFlat<KIND>>(table.dim);
-}
-
-Rows of_rule(const Table& table, int32_t kind) {
-  switch (kind) {
-    case SGD: return of_table<SGD>(table);
-    case ROWWISE_ADAGRAD: return of_table<ROWWISE_ADAGRAD>(table);
-    case ADAGRAD: return of_table<ADAGRAD>(table);
-    case ADAM: return of_table<ADAM>(table);
-    case ROWWISE_ADAM: return of_table<ROWWISE_ADAM>(table);
-    default: return of_table<FTRL>(table);
-  }
-}
-
-// Calls act(table, from, to, scratch) for the rows of a part, table by table, until it returns false.
+// Calls act(rows, from, to) for the rows of a part, table by table, until it returns false.
 template <class Act>
 void for_tables(const Update& update, Part& part, const Act& act) {
   int64_t before = 0;
@@ -291,23 +196,24 @@ void for_tables(const Update& update, Part& part, const Act& act) {
     const int64_t to = part.end - before < rows ? part.end - before : rows;
     before += rows;
     if (from >= to) continue;
-    const Scratch scratch(update.tables[t].dim);
-    part.out_of_memory |= scratch.failed();
-    if (scratch.failed() || !act(t, from, to, scratch)) return;
+    const Batch batch(update.tables[t].dim);
+    part.out_of_memory |= batch.failed();
+    if (batch.failed()) return;
+    TableRows table(update, part, t, batch);
+    if (!act(table, from, to)) return;
   }
 }
 
 }  // namespace
 
 void update_part(const Update& update, Part& part) {
-  for_tables(update, part, [&](int t, int64_t from, int64_t to, const Scratch& scratch) {
-    return of_rule(update.tables[t], update.rules[t].kind)(update, part, scratch, t, from, to);
-  });
+  for_tables(update, part, [](TableRows& table, int64_t from, int64_t to) { return table.update(from, to); });
 }
 
 void sum_part(const Update& update, Part& part) {
-  for_tables(update, part, [&](int t, int64_t from, int64_t to, const Scratch& scratch) {
-    return of_width<OfSums>(update.tables[t].dim)(update, part, scratch, t, from, to);
+  for_tables(update, part, [](TableRows& table, int64_t from, int64_t to) {
+    table.sum_up(from, to);
+    return true;
   });
 }
 
@@ -325,8 +231,8 @@ void encode_moves(const Update& update, Part& part) {
     const int vectors = vectors_of(update.rules[move.table].kind);
     for (int j = 0; j < shape.blocks() * (1 + vectors); j++) blocks.x[j] = load(values + LANES * j);
     uint32_t* const desc = table.desc + 2 * move.row;
-    float scale = 0.0f;
     const int tier = tier_of(move.place);
+    float scale = 0.0f;
     if (tier > DROPPED) {
       const Noise noise = {row_key(table.round_key, known_as(table, move.row), table.step), WEIGHTS};
       uint8_t* const record = record_of(table, tier, move.place & SLOT_MASK);
