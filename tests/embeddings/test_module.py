@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_its_state_dict_as_if_never_interrupted(name: str, ti
     )
     trained(whole, range(9))
     trained(first, range(5))
-    first.rows.begin()  # ends the fifth step, as the next lookup would
+    first.rows.begin(torch.zeros(0))  # ends the fifth step, as the next lookup would
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
@@ -175,6 +175,11 @@ def test_tables_with_what_is_not_done_here_are_refused() -> None:
     started = EmbeddingBagConfig(name="s", num_embeddings=5, embedding_dim=4, feature_names=["s"], weight_init_max=0.5)
     with pytest.raises(ConfigError, match=r"table 's' has its own initial values.*init_scale"):
         TieredEmbeddingBagCollection([started])
+
+
+def test_ids_on_another_device_are_refused() -> None:
+    with pytest.raises(BadIds, match="ids are on meta, their tables on cpu"):
+        TieredEmbeddingBag(10, 4)(torch.zeros(2, dtype=torch.int64, device="meta"), torch.tensor([0]))
 
 
 def test_features_of_different_batch_sizes_are_refused() -> None:

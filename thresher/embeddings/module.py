@@ -73,8 +73,17 @@ class LocalTables(nn.Module):
             self.controller = TierController(tiered, plan, tiers, backend, flat_bytes=flat, files=self._files)
         self._done = [group.stats for group in self.groups]
 
-    def begin(self) -> None:
-        """Ends the step before this lookup, if rows were updated since the last one."""
+    def begin(self, ids: Tensor) -> None:
+        """Begins a lookup of ``ids``: ends the step before it, if rows were updated since the last one.
+
+        Raises:
+            BadIds: ids and tables are on different devices.
+        """
+        if ids.device.type != self._device.type:
+            raise BadIds(
+                f"ids are on {ids.device}, their tables on {self._device}",
+                fix="give the module the device when it is made: its tables do not move",
+            )
         if not torch.is_grad_enabled() or self.controller is None:
             return
         # Every update leaves a new object.
@@ -195,7 +204,7 @@ class TieredEmbeddingBagCollection(nn.Module):
         """
         if features.variable_stride_per_key():
             raise BadIds("features have different numbers of bags", fix="give every feature a bag for each sample")
-        self.rows.begin()
+        self.rows.begin(features.values())
         parts: list[Tensor] = []
         for group, call in zip(self.rows.groups, self._calls, strict=True):
             part = features.permute([features.keys().index(key) for _, key in call])
@@ -263,7 +272,7 @@ class TieredEmbeddingBag(nn.Module):
             offsets = torch.arange(ids.numel(), device=ids.device)
         ids, weights = ids.reshape(-1), None if weights is None else weights.reshape(-1)
         ends = torch.cat([offsets.to(torch.int64), torch.tensor([ids.numel()], device=ids.device)])
-        self.rows.begin()
+        self.rows.begin(ids)
         return self.rows.groups[0](ids, ends, weights)
 
 
