@@ -11,12 +11,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed-$(DEVICE)
 SHIM_cpu := ./packaging/fbgemm-gpu-cpu
 SHIM_cuda :=
+NATIVE := $(wildcard thresher/embeddings/kernels/native/*.cpp thresher/embeddings/kernels/native/*.h) \
+	thresher/embeddings/kernels/native/build.py thresher/embeddings/kernels/native/sources.py
 
 .PHONY: setup demo test test-all lint types layers unit wheel peers clean
 
 setup: $(STAMP)
 
-$(STAMP): setup.py pyproject.toml thresher/pins.py packaging/fbgemm-gpu-cpu/pyproject.toml
+$(STAMP): setup.py pyproject.toml thresher/pins.py packaging/fbgemm-gpu-cpu/pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Thresher needs Python >= 3.11, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) --disable-pip-version-check -q $(SHIM_$(DEVICE)) -e '.[dev]'

@@ -1,10 +1,11 @@
-"""Requirements are computed from ``thresher/pins.py``; everything else stands in ``pyproject.toml``."""
+"""Requirements from ``thresher/pins.py``, the kernels' library; everything else stands in ``pyproject.toml``."""
 
 import runpy
 
 from setuptools import setup
 
 PINS = runpy.run_path("thresher/pins.py")["PINS"]
+NATIVE = runpy.run_path("thresher/embeddings/kernels/native/build.py")
 
 LIBRARIES = [
     "fsspec",
@@ -39,4 +40,6 @@ CHECKS = [
 setup(
     install_requires=[f"{name}=={version}" for name, version in PINS.items()] + LIBRARIES,
     extras_require={"dev": CHECKS},
+    ext_modules=[NATIVE["extension"]()],
+    cmdclass={"build_ext": NATIVE["BuildKernels"]},
 )

@@ -165,6 +165,13 @@ class Backend(Protocol):
 
 def pick_backend(device: torch.device) -> Backend:
     """The fastest backend that runs here: ``native`` on CPU, ``triton`` on CUDA, ``reference`` where neither can."""
+    from thresher.embeddings.kernels.native.backend import Native
+    from thresher.embeddings.kernels.native.library import load
     from thresher.embeddings.kernels.reference import Reference
 
-    return Reference()
+    if device.type == "cuda":
+        from thresher.embeddings.kernels.gpu.backend import TritonBackend
+
+        return TritonBackend()
+    library = load() if device.type == "cpu" else None
+    return Reference() if library is None else Native(library)

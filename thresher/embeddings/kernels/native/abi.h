@@ -67,7 +67,7 @@ struct Bags {
 // payload[first[t] + segments[first[t] + t + u]] up to payload[first[t] + segments[first[t] + t + u + 1] - 1], in
 // ascending order. A payload is a position in ids if `by_position`, else the number of the bag (over all features).
 struct Sorted {
-  const int64_t* first;  // [n_tables + 1]
+  int64_t* first;        // [n_tables + 1]
   int64_t* unique;       // [n_tables]
   int64_t* rows;         // [n]
   uint32_t* segments;    // [n + n_tables]
@@ -76,15 +76,12 @@ struct Sorted {
   int32_t by_position;   // pooling EACH, or weights given
 };
 
-enum Fault : int32_t { OK = 0, BAD_ID = 1, BAD_OFFSETS = 2, BAD_GRADIENT = 3, OUT_OF_MEMORY = 4 };
+enum Fault : int32_t { OK = 0, BAD_BAGS = 1, BAD_GRADIENT = 2, OUT_OF_MEMORY = 3 };
 
-// The first fault. Of ids: feature, position in ids, id. Of offsets: feature, number of the bag, its offset.
-// Of gradients: table, row (within the rectangle).
+// The first fault: of gradients the table and the row (within the rectangle).
 struct Error {
-  int64_t position;
-  int64_t value;
+  int64_t row;
   int32_t fault;
-  int32_t feature;
   int32_t table;
 };
 
