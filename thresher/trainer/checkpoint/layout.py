@@ -1,8 +1,8 @@
 """Whether a checkpoint fits the tensors it is to be read into, told before anything is overwritten.
 
-DCP moves rectangles, so a table's weights and element-wise optimizer state load into any split of the table. A state of
-one number a row (row-wise Adagrad) is another matter under column splits: TorchRec keeps one such column of numbers for
-each split of the columns, ``[splits x rows]`` instead of ``[rows]``, and each is the mean over other columns.
+DCP moves rectangles, so a table's weights and element-wise optimizer state load into any split of the table. So does a
+state of one number a row (row-wise Adagrad) that is of the whole row, ``[rows]``. Where column splits keep numbers of
+their own (``column_state: separate``), there are ``[splits x rows]``, and each is the mean over other columns.
 """
 
 from collections.abc import Collection, Mapping
@@ -15,6 +15,7 @@ from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from thresher.errors import CheckpointError
+from thresher.sharding.tier_targets import Outgoing
 
 MODEL = "model"
 TABLE_OPTIMIZER = "table_optimizer"
@@ -34,7 +35,7 @@ def local_bytes(state: Mapping[str, Any], rank: int) -> int:
     for value in flattened(state).values():
         if isinstance(value, ShardedTensor):
             total += sum(shard.tensor.nbytes for shard in value.local_shards())
-        elif isinstance(value, Tensor) and rank == 0:
+        elif isinstance(value, Outgoing) or (isinstance(value, Tensor) and rank == 0):
             total += value.nbytes
     return total
 
@@ -73,7 +74,7 @@ def _misfit(key: str, value: object, wanted: Mapping[str, Any], saved: Metadata,
             f"'{key}' is optimizer state of one number per row and split of the columns: saved for columns "
             f"{_spans(had)}, this plan has {_spans(wants)}",
             where=str(place),
-            fix="keep the table's column split, or train it with adagrad or sgd, whose state is not kept per split",
+            fix="keep the table's column split, or train with column_state exact, whose state is of whole rows",
         )
     if tuple(found.size) != tuple(value.size()) or found.properties.dtype != value.dtype:
         return CheckpointError(
@@ -88,7 +89,7 @@ def _misfit(key: str, value: object, wanted: Mapping[str, Any], saved: Metadata,
 def _columns_of_state(
     key: str, value: Tensor | ShardedTensor, wanted: Mapping[str, Any], saved: Metadata
 ) -> tuple[Columns, Columns]:
-    """How the table is split by columns, saved and now, if ``key`` is row-wise state of a table; else twice nothing.
+    """Column splits with numbers of their own, saved and now, if ``key`` is row-wise state of a table; else nothing.
 
     The key is ``table_optimizer.state.<parameter>.<table>.<state>``.
     """
@@ -97,11 +98,13 @@ def _columns_of_state(
     state = key.startswith(f"{TABLE_OPTIMIZER}.") and len(value.size()) == 1
     if not (state and isinstance(weight, ShardedTensor) and isinstance(before, TensorStorageMetadata)):
         return (), ()
-    now = weight.metadata().shards_metadata
-    return (
-        tuple(sorted({(chunk.offsets[1], chunk.sizes[1]) for chunk in before.chunks})),
-        tuple(sorted({(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in now})),
-    )
+    rows, dim = weight.size()
+    had = tuple(sorted({(chunk.offsets[1], chunk.sizes[1]) for chunk in before.chunks}))
+    wants = tuple(sorted({(s.shard_offsets[1], s.shard_sizes[1]) for s in weight.metadata().shards_metadata}))
+    stored = saved.state_dict_metadata[key]
+    whole = ((0, dim),)
+    assert isinstance(stored, TensorStorageMetadata)
+    return had if stored.size[0] != rows else whole, wants if value.size()[0] != rows else whole
 
 
 def _spans(columns: Columns) -> str:
@@ -111,5 +114,5 @@ def _spans(columns: Columns) -> str:
 def _cure(key: str) -> str:
     """What to do about a key that one side lacks."""
     if key.startswith(f"{TABLE_OPTIMIZER}."):
-        return "keep the tables and the table optimizer that it was saved with"
+        return "keep the tables, their tiers and the table optimizer that it was saved with, or load the weights alone"
     return "load it into the model it was saved from"

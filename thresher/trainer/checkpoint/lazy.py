@@ -1,6 +1,6 @@
 """State that comes into being only when it is used first, and must exist before a checkpoint can be read into it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -9,10 +9,31 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 @runtime_checkable
 class Prepared(Protocol):
-    """Something that must create tensors before a checkpoint can be read into them."""
+    """Something that must know what a checkpoint holds before it can be read into."""
 
-    def prepare(self, saved: Collection[str]) -> None:
-        """``saved``: the keys that the checkpoint holds for it, its own nesting joined by dots."""
+    def prepare(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What the checkpoint is read into: state of the same structure as ``state_dict``.
+
+        Args:
+            saved: DCP's metadata of what the checkpoint holds for it, by its own nesting joined by dots.
+            facts: what it described itself with when it was saved (:class:`Described`).
+        """
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Something with facts beside its tensors: they go into the manifest and are known before loading."""
+
+    def facts(self) -> dict[str, Any]:
+        """JSON; entries that several ranks give are the same."""
+
+
+@runtime_checkable
+class Finished(Protocol):
+    """Something with work to do after all ranks have loaded."""
+
+    def loaded(self) -> None:
+        """Called once, on every rank, after everything is loaded. Collective."""
 
 
 class LazyOptimizer:
@@ -29,7 +50,7 @@ class LazyOptimizer:
         """Takes over state of the same structure."""
         self._optimizer.load_state_dict(state_dict)
 
-    def prepare(self, saved: Collection[str]) -> None:
+    def prepare(self, saved: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
         """Gives state to exactly the parameters that have some in the checkpoint; neither weights nor rates change.
 
         A parameter that has not had a gradient yet has no state, and must have none after loading: its first step
@@ -48,6 +69,7 @@ class LazyOptimizer:
             _step_in_place(self._optimizer)
         for param in params.values():
             param.grad = None
+        return self.state_dict()
 
 
 def _step_in_place(optimizer: KeyedOptimizer) -> None:

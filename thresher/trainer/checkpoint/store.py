@@ -12,23 +12,27 @@ from typing import Any
 
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.checkpoint.stateful import Stateful
 
 from thresher.errors import CheckpointError
+from thresher.sharding.tier_targets import Destination
 from thresher.trainer.checkpoint import folders
 from thresher.trainer.checkpoint.faults import translated
 from thresher.trainer.checkpoint.hashing import HashingWriter
 from thresher.trainer.checkpoint.layout import flattened, local_bytes, misfits
-from thresher.trainer.checkpoint.lazy import Prepared
+from thresher.trainer.checkpoint.lazy import Described, Finished, Prepared
 from thresher.trainer.checkpoint.manifest import MANIFEST, FileRecord, Manifest
+from thresher.trainer.checkpoint.planners import LoadPlanner, SavePlanner
 from thresher.trainer.checkpoint.ranks import Ranks
 from thresher.trainer.checkpoint.verify import newest_intact, outline, verify_together
 
 log = logging.getLogger(__name__)
+
+PARTS = "parts"
+"""Under this name the facts that parts of the state give stand among the facts of a checkpoint."""
 
 State = Mapping[str, Any]
 """Parts by name: ``Stateful`` objects (a module, an optimizer) or nested dicts of tensors and plain values.
@@ -110,7 +114,9 @@ class CheckpointStore:
         partial = ranks.first(lambda: folders.begin(self.folder, step), self.folder)
         with self._undone_on_failure(partial, ranks, needed):
             records = _write(partial, plain, ranks)
-            manifest = ranks.first(lambda: _seal(partial, step, ranks.world, facts, records), partial, needed)
+            described = _described(state, ranks)
+            all_facts = {**facts, PARTS: described} if described else facts
+            manifest = ranks.first(lambda: _seal(partial, step, ranks.world, all_facts, records), partial, needed)
             final = ranks.first(lambda: folders.commit(partial), partial, needed)
         ranks.first(lambda: self._retain(final), self.folder)
         return SavedCheckpoint(final, step, manifest.save_id, time.perf_counter() - start, manifest.size_bytes)
@@ -197,17 +203,24 @@ def _plain(state: State) -> dict[str, Any]:
     return {name: part.state_dict() if isinstance(part, Stateful) else part for name, part in state.items()}
 
 
-def _write(partial: Path, plain: dict[str, Any], ranks: Ranks) -> dict[str, FileRecord]:
-    """All ranks' shards; the digests of all files, on every rank.
+def _described(state: State, ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """Facts of the parts of ``state`` that have any, of all ranks together."""
+    mine = {name: part.facts() for name, part in state.items() if isinstance(part, Described)}
+    found: dict[str, dict[str, Any]] = {}
+    for theirs in ranks.gather(mine):
+        for name, part in theirs.items():
+            found[name] = found.get(name, {}) | part
+    return {name: part for name, part in found.items() if part}
 
-    Of what is replicated, rank 0's copy is saved: it is the one that is broadcast where ranks differ.
-    """
+
+def _write(partial: Path, plain: dict[str, Any], ranks: Ranks) -> dict[str, FileRecord]:
+    """All ranks' shards; the digests of all files, on every rank."""
     writer = HashingWriter(partial)
     with _one_process_is_fine():
         dcp_save(
             plain,
             storage_writer=writer,
-            planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
+            planner=SavePlanner(),
             process_group=ranks.group,
         )
     return {name: record for records in ranks.gather(writer.records) for name, record in records.items()}
@@ -232,16 +245,21 @@ def _load(
     path: Path, manifest: Manifest, state: State, ranks: Ranks, skipped: tuple[BadCheckpoint, ...], start: float
 ) -> RestoredCheckpoint:
     reader = FileSystemReader(path)
-    plain = ranks.each(lambda: _prepared(state, list(reader.read_metadata().state_dict_metadata)), path)
+    described = manifest.facts.get(PARTS, {})
+    plain = ranks.each(lambda: _prepared(state, reader.read_metadata().state_dict_metadata, described), path)
     wanted = flattened(plain)
     everyone = {key for keys in ranks.gather(list(wanted)) for key in keys}
     ranks.each(lambda: _require_fit(misfits(wanted, everyone, state, reader.read_metadata(), path)), path)
+    planner = LoadPlanner({key: value for key, value in wanted.items() if isinstance(value, Destination)})
     try:
         with _one_process_is_fine():
-            dcp_load(plain, storage_reader=reader, process_group=ranks.group)
+            dcp_load(plain, storage_reader=reader, planner=planner, process_group=ranks.group)
     except CheckpointException as error:
         raise translated(error, path) from error
     ranks.each(lambda: _take_over(state, plain), path)
+    for part in state.values():
+        if isinstance(part, Finished):
+            part.loaded()
     seconds = time.perf_counter() - start
     if ranks.rank == 0:
         log.info("restored step %d from %s in %.2f s", manifest.step, path, seconds)
@@ -250,12 +268,13 @@ def _load(
     )
 
 
-def _prepared(state: State, saved: list[str]) -> dict[str, Any]:
+def _prepared(state: State, saved: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    plain = _plain({name: part for name, part in state.items() if not isinstance(part, Prepared)})
     for name, part in state.items():
         if isinstance(part, Prepared):
-            prefix = f"{name}."
-            part.prepare([key.removeprefix(prefix) for key in saved if key.startswith(prefix)])
-    return _plain(state)
+            own = {key.removeprefix(f"{name}."): found for key, found in saved.items() if key.startswith(f"{name}.")}
+            plain[name] = part.prepare(own, described.get(name, {}))
+    return plain
 
 
 def _require_fit(found: list[CheckpointError]) -> None:
