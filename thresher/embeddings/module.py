@@ -266,13 +266,13 @@ class TieredEmbeddingBag(nn.Module):
         Raises:
             BadIds: an id is no row of the table, or offsets are not in order.
         """
+        self.rows.begin(ids)
         if ids.dim() == 2 and offsets is None:
             offsets = torch.arange(ids.shape[0], device=ids.device) * ids.shape[1]
         elif offsets is None:
             offsets = torch.arange(ids.numel(), device=ids.device)
         ids, weights = ids.reshape(-1), None if weights is None else weights.reshape(-1)
         ends = torch.cat([offsets.to(torch.int64), torch.tensor([ids.numel()], device=ids.device)])
-        self.rows.begin(ids)
         return self.rows.groups[0](ids, ends, weights)
 
 
