@@ -1,6 +1,6 @@
 """Tables that are looked up together: one call forward, one call backward, which also updates them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thresher.embeddings.dynamic.directory import IdDirectory
 from thresher.embeddings.dynamic.rows import DynamicRows
 from thresher.embeddings.kernels.backend import Backend, Sorted, Table, UpdateStats
 from thresher.embeddings.kernels.bags import Bags, Pooling
@@ -36,7 +35,7 @@ class TableGroup:
 
     Args:
         features: for each feature, in the order of the ids, the number of the table it reads.
-        directories: by number of the table, for tables whose ids are raw: they get rows as they come.
+        dynamic: gives rows to the raw ids of those tables that have no others.
         exchange: needed where ``tables`` are column shards and the optimizer has exact row-wise state.
 
     Attributes:
@@ -54,12 +53,12 @@ class TableGroup:
         backend: Backend,
         context: StepContext | None = None,
         exchange: RowSumExchange | None = None,
-        directories: Mapping[int, IdDirectory] | None = None,
+        dynamic: DynamicRows | None = None,
     ) -> None:
         self.tables, self.features, self.pooling = tuple(tables), tuple(features), pooling
         self.optimizer, self.backend, self.exchange = optimizer, backend, exchange
         self.context = context or StepContext()
-        self.dynamic = DynamicRows(self.tables, directories, backend) if directories else None
+        self.dynamic = dynamic
         self.lr = optimizer.lr
         self.stats = UpdateStats()
         self.anchor = torch.zeros(0, device=tables[0].device, requires_grad=True)

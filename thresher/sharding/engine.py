@@ -1,22 +1,30 @@
 """How the tables of a rank are stored and updated: what our sharders know beyond TorchRec's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 import torch
+from torch import Tensor
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
 
+from thresher.embeddings.dynamic.config import DynamicTable
+from thresher.embeddings.dynamic.directory import IdDirectory
+from thresher.embeddings.dynamic.id_map import DictMap, Ids
+from thresher.embeddings.dynamic.native_map import native_maps
+from thresher.embeddings.dynamic.rows import DynamicRows, RowCut
 from thresher.embeddings.group import RowSumExchange, StepContext
 from thresher.embeddings.init import init_scale
-from thresher.embeddings.kernels.backend import Table
+from thresher.embeddings.kernels.backend import Backend, Table
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
 from thresher.embeddings.policy.config import TierConfig, TierStorage
 from thresher.embeddings.policy.plan import TableTierPlan, tier_plan
 from thresher.embeddings.policy.storage import SlabFiles
 from thresher.embeddings.rows.flat import FlatTable
+from thresher.embeddings.rows.region import Region
 from thresher.embeddings.rows.tiered import TieredTable
+from thresher.embeddings.rows.tiers import Tier
 from thresher.embeddings.tables import TableInfo
 from thresher.sharding.columns import ColumnGroups, OwnColumns, RowSums
 
@@ -29,6 +37,7 @@ class Engine:
         seed: with a table's path in the model it determines initial values and rounding of tables with tiers.
         tiers: of rows; None for none.
         infos: all tables of the model; needed for tiers only.
+        dynamic: tables whose ids are raw, by name.
         in_order: importance of the samples of a global batch, rank after rank.
         staggered: the same in the order of table-row-wise and grid sharding (``importance.py``).
         columns: process groups of ranks that share rows.
@@ -38,6 +47,7 @@ class Engine:
     seed: int = 0
     tiers: TierConfig | None = None
     infos: tuple[TableInfo, ...] = ()
+    dynamic: Mapping[str, DynamicTable] = field(default_factory=dict)
     in_order: StepContext = field(default_factory=StepContext)
     staggered: StepContext = field(default_factory=StepContext)
     columns: ColumnGroups = field(default_factory=ColumnGroups)
@@ -55,8 +65,8 @@ class Engine:
         return {table.path: table for table in tier_plan(self.infos, self.tiers, self.optimizer).tiered}
 
     def is_tiered(self, path: str) -> bool:
-        """Whether the rows of the table at ``path`` in the model have tiers."""
-        return path in self.plans
+        """Whether the table at ``path`` in the model is stored row by row: it has tiers, or its ids are raw."""
+        return path in self.plans or path.rpartition(".")[2] in self.dynamic
 
     def leaves_to_fbgemm(self, shards: Sequence[ShardedEmbeddingTable], module: str, device: torch.device) -> bool:
         """Whether TorchRec's own kernel serves a group of tables: on CUDA, if it does all that is asked of them."""
@@ -101,11 +111,24 @@ class Engine:
             for part, weights in zip(parts, torch.split(memory, rows), strict=True)
         ]
 
+    def dynamic_rows(
+        self, shards: Sequence[ShardedEmbeddingTable], tables: Sequence[Table], backend: Backend
+    ) -> DynamicRows | None:
+        """What gives rows to the raw ids of a group of tables; None where all ids are rows."""
+        raw = {n: self.dynamic[shard.name] for n, shard in enumerate(shards) if shard.name in self.dynamic}
+        if not raw:
+            return None
+        maps = native_maps() or DictMap
+        identities = {n: table.identity for n, table in enumerate(tables) if isinstance(table, TieredTable)}
+        directories = {n: IdDirectory(config, _numpy(identities[n]), maps) for n, config in raw.items()}
+        return DynamicRows(tables, directories, backend, {n: _cut(shards[n]) for n in raw})
+
     def _tiered(self, shard: ShardedEmbeddingTable, path: str, device: torch.device) -> TieredTable:
-        plan = self.plans[path]
+        plan = self.plans.get(path)
+        levels, entry = (plan.levels, plan.entry) if plan is not None else ((Tier.FP32,), Tier.FP32)
         row0, col0 = shard.local_metadata.shard_offsets
         rows, cols, vectors = shard.local_rows, shard.local_cols, self.optimizer.vectors
-        files = self.files.paths(path, plan.levels, rows, cols, vectors, row0, col0)
+        files = self.files.paths(path, levels, rows, cols, vectors, row0, col0)
         table = TieredTable(
             shard.name,
             path,
@@ -115,17 +138,36 @@ class Engine:
             init_scale=init_scale(shard.num_embeddings, self.optimizer.init_scale),
             scalar=self.optimizer.has_scalar,
             vectors=vectors,
-            levels=plan.levels,
-            entry=plan.entry,
+            levels=levels,
+            entry=entry,
             row0=row0,
             col0=col0,
             full_dim=shard.embedding_dim,
+            identity=identities(rows) if shard.name in self.dynamic else None,
             files=files,
             device=device,
         )
         if files:
             self.files.adopt(table, list(files.values()))
         return table
+
+
+def identities(rows: int) -> Tensor:
+    """[rows] int64 zeros, which take memory as they are written."""
+    return Region(rows * 8).bytes[: rows * 8].view(torch.int64)
+
+
+def _numpy(identity: Tensor | None) -> Ids:
+    assert identity is not None, "dynamic tables have identities"
+    array: Ids = identity.numpy()
+    return array
+
+
+def _cut(shard: ShardedEmbeddingTable) -> RowCut:
+    """Shards of a table cut by rows have as many rows each, but for the last ones."""
+    rows = {part.shard_offsets[0]: part.shard_sizes[0] for part in shard.global_metadata.shards_metadata}
+    firsts = sorted(rows)
+    return RowCut(firsts.index(shard.local_metadata.shard_offsets[0]), len(firsts), rows[0])
 
 
 def path_of(module: str, table: str) -> str:

@@ -49,14 +49,16 @@ class TableKernel(BaseEmbedding, FusedOptimizerModule):  # type: ignore[misc]
         super().__init__()
         shards = config.embedding_tables
         self._config, self._pg, self.module = config, pg, module
+        tables, backend = engine.tables(shards, module, device), pick_backend(device)
         self.group = CountingGroup(
-            engine.tables(shards, module, device),
+            tables,
             [number for number, shard in enumerate(shards) for _ in shard.feature_names],
             pooling,
             engine.optimizer,
-            pick_backend(device),
+            backend,
             context,
             engine.exchange(shards),
+            engine.dynamic_rows(shards, tables, backend),
         )
         self._optimizer = GroupOptimizer(self.group, shards, self.split_embedding_weights(), pg)
 

@@ -1,7 +1,7 @@
 """A model turned into its share on this rank: tables by plan, everything else replicated."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torchrec.distributed.types import ShardingEnv
 from torchrec.optim.keyed import CombinedOptimizer
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
+from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.init import fill, init_scale
 from thresher.embeddings.optimizers import ReplicatedTables, TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
@@ -21,6 +22,7 @@ from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.tables import find_tables
 from thresher.errors import PlanError
 from thresher.sharding.check import check_plan
+from thresher.sharding.dynamic import check_dynamic
 from thresher.sharding.held import ShardedTables, TableShard
 from thresher.sharding.plan import Plan, TablePlan, WireConfig
 from thresher.sharding.replicate import ReplicateDense
@@ -105,6 +107,7 @@ def shard(
     seed: int,
     group: ProcessGroup | None = None,
     tiers: TierConfig | None = None,
+    dynamic: Mapping[str, DynamicTable] | None = None,
     wire: WireConfig | None = None,
 ) -> ShardedModel:
     """Shards the tables of ``model`` in place by ``plan`` and replicates the rest. Collective.
@@ -117,6 +120,7 @@ def shard(
         optimizer: of the tables; updates them in the backward.
         group: of all ranks; None for torch's default group.
         tiers: of rows; None for fp32 tables.
+        dynamic: tables whose ids are raw, by name.
         wire: precision of what ranks send each other; None for fp32.
 
     Raises:
@@ -129,6 +133,7 @@ def shard(
     world, rank = group.size(), group.rank()
     infos = find_tables(model)
     check_plan(plan, infos, world, get_local_size(world), "plan")
+    check_dynamic(plan, dynamic or {}, tiers)
     _require_real(model, {f"{info.module}." for info in infos})
     if rank == 0:
         for note in notes_of(plan, optimizer):
@@ -139,7 +144,7 @@ def shard(
         env=ShardingEnv.from_process_group(group),
         device=device,
         plan=to_torchrec(plan, device.type),
-        sharders=sharders(optimizer, model=model, tiers=tiers, seed=seed, codecs=registry),
+        sharders=sharders(optimizer, model=model, tiers=tiers, dynamic=dynamic, seed=seed, codecs=registry),
         data_parallel_wrapper=ReplicateDense(),
     )
     sharded = ShardedModel(wrapped, plan, optimizer)

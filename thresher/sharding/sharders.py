@@ -8,6 +8,7 @@ Rows are looked up and updated by our engine (``kernel.py``). Two faults of its 
   and divides the outputs of the collection's other tables too, whatever their pooling; ours divides where it must.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torchrec.distributed.types import (
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
+from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
 from thresher.embeddings.policy.config import TierConfig
 from thresher.embeddings.tables import find_tables
@@ -223,6 +225,7 @@ def sharders(
     *,
     model: nn.Module | None = None,
     tiers: TierConfig | None = None,
+    dynamic: Mapping[str, DynamicTable] | None = None,
     seed: int = 0,
     codecs: dict[str, QuantizedCommCodecs] | None = None,
 ) -> list[ModuleSharder[nn.Module]]:
@@ -232,6 +235,7 @@ def sharders(
         optimizer: of the tables; updates them in the backward.
         model: whose tables have tiers, unsharded.
         tiers: of rows; None, or no budget: all are fp32.
+        dynamic: tables whose ids are raw, by name.
         seed: of tables with tiers: their initial values and rounding.
         codecs: of what ranks send each other, by exchange.
 
@@ -243,7 +247,7 @@ def sharders(
     if wanted and model is None:
         raise PlanError("tiers depend on the tables of a model", where="sharders", fix="give model=, unsharded")
     infos = find_tables(model) if wanted and model is not None else ()
-    engine = Engine(optimizer, seed, tiers if wanted else None, infos)
+    engine = Engine(optimizer, seed, tiers if wanted else None, infos, dynamic or {})
     return [BagSharder(engine, codecs or {}), SequenceSharder(engine, codecs or {})]
 
 

@@ -1,7 +1,7 @@
 """Raw ids of a lookup turned into rows, before the kernels see them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,17 +15,49 @@ from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.rows.tiers import Tier
 
 
+@dataclass(frozen=True)
+class RowCut:
+    """How TorchRec's row-wise distribution wrote the ids that it sent here.
+
+    It sends id i, taken as an unsigned number, to shard i / block as i mod block if it is below block x shards, and to
+    shard i mod shards as i / shards if it is not. The two can be told apart and undone, for every 64-bit id.
+
+    Attributes:
+        shard: number of this shard.
+        shards: how many there are.
+        block: rows of a shard (the last one may have fewer).
+    """
+
+    shard: int = 0
+    shards: int = 1
+    block: int = 0
+
+    def raw(self, local: Tensor) -> Tensor:
+        """The raw ids of ``local`` [n] int64."""
+        if self.shards == 1:
+            return local
+        near = (local >= 0) & (local < self.block)
+        return torch.where(near, local + self.shard * self.block, local * self.shards + self.shard)
+
+
 class DynamicRows:
     """Gives rows to the ids of dynamic tables.
 
     Args:
         tables: of a group.
         directories: by number of the table; each writes into its table's ``identity``.
+        cuts: by number of the table, how its ids were written; where not given, they are raw.
     """
 
-    def __init__(self, tables: Sequence[Table], directories: Mapping[int, IdDirectory], backend: Backend) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Table],
+        directories: Mapping[int, IdDirectory],
+        backend: Backend,
+        cuts: Mapping[int, RowCut] | None = None,
+    ) -> None:
         self.directories = dict(directories)
-        self._tables, self._backend = tables, backend
+        self._tables, self._backend, self._cuts = tables, backend, dict(cuts or {})
 
     def translate(self, bags: Bags, training: bool) -> Bags:
         """The same bags with row numbers in place of the ids of dynamic tables; -1 for ids without a row.
@@ -35,7 +67,8 @@ class DynamicRows:
         ids = bags.ids.to(torch.int64, copy=True)
         for number, directory in self.directories.items():
             parts = _parts(bags, number)
-            raw = torch.cat([ids[part] for part in parts]).cpu().numpy()
+            cut = self._cuts.get(number, RowCut())
+            raw = cut.raw(torch.cat([ids[part] for part in parts])).cpu().numpy()
             rows = torch.from_numpy(self._admit(number, directory, raw) if training else directory.find(raw))
             start = 0
             for part in parts:
@@ -65,12 +98,3 @@ def _parts(bags: Bags, table: int) -> list[slice]:
     """Where the ids of a table stand."""
     firsts = bags.offsets[torch.tensor(bags.first_bags)].tolist()
     return [slice(firsts[f], firsts[f + 1]) for f, read in enumerate(bags.tables) if read == table]
-
-
-def raw_id(local: Tensor, rank: int, ranks: int, block: int) -> Tensor:
-    """The raw ids of ``local`` [n] int64, which TorchRec's row-wise distribution sent to shard ``rank`` of ``ranks``.
-
-    TorchRec sends id i (as an unsigned number) below block x ranks to shard i / block as i mod block, and any other to
-    shard i mod ranks as i / ranks; ``block`` is the number of rows of a shard. Both can be told apart and undone.
-    """
-    return torch.where((local >= 0) & (local < block), local + rank * block, local * ranks + rank)
