@@ -16,9 +16,10 @@ from torch import Tensor
 from thresher.embeddings.init import init_key
 from thresher.embeddings.kernels.backend import Table
 from thresher.embeddings.kernels.gpu.kernel import block_of, jit
+from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.rows.generator import STEP64, table_key
 from thresher.embeddings.rows.tiered import FREE, HIGH, TieredTable
-from thresher.embeddings.rows.tiers import STORED, Tier, state_bytes, state_offset
+from thresher.embeddings.rows.tiers import Tier, state_bytes, state_offset
 
 DIM = tl.constexpr(0)
 FULL_DIM = tl.constexpr(1)
@@ -60,7 +61,7 @@ class Layout:
         numbers: [tables, WIDTH] int64, as above.
         block: columns of a tile.
         levels: bit t is set if a row of tier t can occur.
-        align: bytes that divide the address of every record's weights and vectors.
+        align: at most 16; divides every table's width, and the address of every record's weights and vectors.
         tiered: whether any table has tiers.
     """
 
@@ -77,6 +78,7 @@ def layout_of(tables: Sequence[Table]) -> Layout:
     levels = align = 0
     for row in numbers:
         levels |= row[LEVELS.value]
+        align = math.gcd(align, row[DIM.value])
         for first in (WEIGHTS, STRIDE, FIRST, SECOND, STATE_STRIDE):
             align = math.gcd(align, *row[first.value : first.value + _TIERS])
     return Layout(
@@ -122,7 +124,7 @@ def count(counts: tl.tensor, table: tl.tensor, name: tl.tensor) -> tl.tensor:
     return tl.load(counts + table * COUNTS + name)
 
 
-def _flat(table: Table) -> list[int]:
+def _flat(table: FlatTable) -> list[int]:
     row = [0] * WIDTH.value
     row[DIM.value], row[FULL_DIM.value] = table.dim, table.full_dim
     row[LEVELS.value] = 1 << Tier.FP32

@@ -20,7 +20,7 @@ def pooled(layout: Layout, bags: Bags, places: Places) -> Tensor:
         _pool,
         -(-count // rows),
         *(layout.numbers, bags.ids, places.starts, bags.weights, places.table, places.output, output, count),
-        *(bags.pooling is Pooling.MEAN, bags.pooling is not Pooling.NONE, places.align),
+        *(bags.pooling is Pooling.MEAN, bags.pooling is not Pooling.NONE),
         *(layout.levels, layout.align, rows, layout.block),
     )
     return output
@@ -34,7 +34,7 @@ def weight_gradient(layout: Layout, bags: Bags, places: Places, grad: Tensor) ->
         _weigh,
         -(-count // rows),
         *(layout.numbers, bags.ids, places.starts, places.bag, places.table, places.output, grad, result, count),
-        *(bags.pooling is Pooling.MEAN, places.align, layout.levels, layout.align, rows, layout.block),
+        *(bags.pooling is Pooling.MEAN, layout.levels, layout.align, rows, layout.block),
     )
     return result
 
@@ -51,7 +51,7 @@ def read_rows(
 ) -> tl.tensor:
     """[R, D] fp32 values of live rows, zeros of others."""
     tier, slot, scale = places_of(numbers, table, row, live)
-    inside = inside_of(numbers, table, live, block)
+    inside = inside_of(numbers, table, live, align, block)
     return read_weights(numbers, table, row, tier, slot, scale, inside, levels, align, block)
 
 
@@ -74,12 +74,11 @@ def _pool(
     count: tl.tensor,
     mean: tl.constexpr,
     summed: tl.constexpr,
-    output_align: tl.constexpr,
     levels: tl.constexpr,
     align: tl.constexpr,
     rows: tl.constexpr,
     block: tl.constexpr,
-):
+) -> None:
     """A tile of bags, id after id."""
     bag = tl.program_id(0) * rows + tl.arange(0, rows)
     live = bag < count
@@ -100,8 +99,8 @@ def _pool(
     if mean:
         total = total * inverse_length(length)[:, None]
     columns = tl.arange(0, block)[None, :]
-    at = tl.multiple_of(tl.load(outputs + bag, mask=live, other=0), output_align)
-    tl.store(output + at[:, None] + columns, total, mask=inside_of(numbers, table, live, block))
+    at = tl.multiple_of(tl.load(outputs + bag, mask=live, other=0), align)
+    tl.store(output + at[:, None] + columns, total, mask=inside_of(numbers, table, live, align, block))
 
 
 @jit
@@ -116,12 +115,11 @@ def _weigh(
     result: tl.tensor,
     count: tl.tensor,
     mean: tl.constexpr,
-    grad_align: tl.constexpr,
     levels: tl.constexpr,
     align: tl.constexpr,
     rows: tl.constexpr,
     block: tl.constexpr,
-):
+) -> None:
     """A tile of ids."""
     number = tl.program_id(0) * rows + tl.arange(0, rows)
     live = number < count
@@ -129,9 +127,9 @@ def _weigh(
     table = tl.load(tables + bag, mask=live, other=0)
     row = tl.load(ids + number, mask=live, other=-1).to(tl.int64)
     x = read_rows(numbers, table, row, live & (row >= 0), levels, align, block)
-    at = tl.multiple_of(tl.load(outputs + bag, mask=live, other=0), grad_align)
+    at = tl.multiple_of(tl.load(outputs + bag, mask=live, other=0), align)
     columns = tl.arange(0, block)[None, :]
-    g = tl.load(grad + at[:, None] + columns, mask=inside_of(numbers, table, live, block), other=0.0)
+    g = tl.load(grad + at[:, None] + columns, mask=inside_of(numbers, table, live, align, block), other=0.0)
     dots = column_sums(g * x, rows, block)
     if mean:
         start = tl.load(starts + bag, mask=live, other=0)

@@ -21,7 +21,6 @@ class Places:
         bag: [n] int64, which of them each id belongs to.
         starts: [bags + 1] int64, its first id.
         shape: of the output.
-        align: numbers that divide every ``output``.
     """
 
     table: Tensor
@@ -30,7 +29,6 @@ class Places:
     bag: Tensor
     starts: Tensor
     shape: tuple[int, ...]
-    align: int
 
 
 def places_of(tables: Sequence[Table], bags: Bags) -> Places:
@@ -45,12 +43,11 @@ def places_of(tables: Sequence[Table], bags: Bags) -> Places:
     ids = torch.arange(n, device=device)
     bag = torch.searchsorted(bags.offsets[1:], ids, right=True).clamp(max=max(len(table) - 1, 0))
     if bags.pooling is Pooling.NONE:
-        width, shape = dims[0], (n, dims[0])
         starts = torch.arange(n + 1, device=device)
-        return Places(table[bag], ids * width, sample[bag].int(), ids, starts, shape, _align(dims))
+        return Places(table[bag], ids * dims[0], sample[bag].int(), ids, starts, (n, dims[0]))
     bases, strides, shape = _columns(bags, dims)
     output = torch.tensor(bases, device=device)[feature] + sample * torch.tensor(strides, device=device)[feature]
-    return Places(table, output, sample.int(), bag, bags.offsets, shape, _align(dims))
+    return Places(table, output, sample.int(), bag, bags.offsets, shape)
 
 
 def _columns(bags: Bags, dims: Sequence[int]) -> tuple[list[int], list[int], tuple[int, ...]]:
@@ -65,7 +62,3 @@ def _columns(bags: Bags, dims: Sequence[int]) -> tuple[list[int], list[int], tup
         bases.append(total)
         total += dim * size
     return bases, list(dims), (total,)
-
-
-def _align(dims: Sequence[int]) -> int:
-    return 4 if all(dim % 4 == 0 for dim in dims) else 1

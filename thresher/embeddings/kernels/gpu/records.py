@@ -12,8 +12,6 @@ from thresher.embeddings.kernels.gpu.layout import (
     COL0,
     DESC,
     DIM,
-    FIRST,
-    SECOND,
     STATE_STRIDE,
     STRIDE,
     WEIGHTS,
@@ -57,7 +55,7 @@ def place_for(tier: tl.tensor, slot: tl.tensor) -> tl.tensor:
 
 
 @jit
-def places_of(numbers: tl.tensor, table: tl.tensor, row: tl.tensor, live: tl.tensor):
+def places_of(numbers: tl.tensor, table: tl.tensor, row: tl.tensor, live: tl.tensor) -> tuple[tl.tensor, ...]:
     """(tier, slot, scale) of rows, each [R]; rows that are not live read as dropped ones."""
     desc = field(numbers, table, DESC)
     both = tl.load((desc + row * 8).to(tl.pointer_type(tl.int64)), mask=live & (desc != 0), other=0)
@@ -71,7 +69,7 @@ def places_of(numbers: tl.tensor, table: tl.tensor, row: tl.tensor, live: tl.ten
 @jit
 def set_places(
     numbers: tl.tensor, table: tl.tensor, row: tl.tensor, place: tl.tensor, scale: tl.tensor, live: tl.tensor
-):
+) -> None:
     """Writes int32 places and scales of rows of tiered tables."""
     desc = field(numbers, table, DESC)
     both = (scale.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (place.to(tl.int64) & 0xFFFFFFFF)
@@ -79,9 +77,12 @@ def set_places(
 
 
 @jit
-def inside_of(numbers: tl.tensor, table: tl.tensor, live: tl.tensor, block: tl.constexpr) -> tl.tensor:
+def inside_of(
+    numbers: tl.tensor, table: tl.tensor, live: tl.tensor, align: tl.constexpr, block: tl.constexpr
+) -> tl.tensor:
     """[R, D]: the columns that live rows have."""
-    return live[:, None] & (tl.arange(0, block)[None, :] < field(numbers, table, DIM)[:, None])
+    dim = tl.multiple_of(field(numbers, table, DIM).to(tl.int32), align)
+    return live[:, None] & (tl.arange(0, block)[None, :] < dim[:, None])
 
 
 @jit
@@ -126,7 +127,8 @@ def read_weights(
         q = tl.where(q > 7, q - 16, q)
         x = tl.where(kind == INT4, scale[:, None] * q.to(tl.float32), x)
     if HAS_NONE & levels:
-        if tl.max((tier == NONE).to(tl.int32), axis=0) > 0:
+        fresh_rows = tl.sum((tier == NONE).to(tl.int32), axis=0)
+        if fresh_rows > 0:
             fresh = initial_values(numbers, table, row, tier == NONE, columns)
             x = tl.where(inside & (kind == NONE), fresh, x)
     return x
@@ -213,7 +215,7 @@ def write_state(
     levels: tl.constexpr,
     align: tl.constexpr,
     block: tl.constexpr,
-):
+) -> None:
     """Encodes one optimizer vector [R, D]."""
     columns = tl.arange(0, block)[None, :]
     start = field(numbers, table, which + tier) + slot * field(numbers, table, STATE_STRIDE + tier)

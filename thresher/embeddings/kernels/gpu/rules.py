@@ -1,4 +1,4 @@
-"""The row optimizers of ``kernels/rules.py`` in kernels, one operation a rounding, and their constants on the device."""
+"""The row optimizers of ``kernels/rules.py`` in kernels, one operation a rounding, and their constants."""
 
 from collections.abc import Sequence
 
@@ -94,7 +94,7 @@ def step_of(
     second: tl.tensor,
     mean_square: tl.tensor,
     name: tl.constexpr,
-):
+) -> tuple[tl.tensor, ...]:
     """New (x, scalar, first, second) of rows [R, D], with scalars [R]; g with L2 decay, mean_square [R] of it."""
     shrink = constant(rules, table, SHRINK)[:, None]
     x = tl.where(shrink != 1.0, x * shrink, x)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thresher.embeddings.kernels.backend import Table
 from thresher.embeddings.kernels.bags import Bags, Pooling
-from thresher.embeddings.kernels.checks import check_bags, lowest_id
+from thresher.embeddings.kernels.checks import check_bags, check_form, lowest_id
 from thresher.embeddings.kernels.gpu.layout import Layout, layout_of
 from thresher.embeddings.kernels.gpu.places import Places, places_of
 
@@ -69,7 +69,8 @@ def looked_up(tables: Sequence[Table], bags: Bags) -> tuple[Layout, Places]:
     Raises:
         BadIds: an id is no row, or an offset out of order.
     """
-    if not _is_formed(bags):
+    check_form(bags)
+    if bags.ids.numel() and not bags.first_bags[-1]:
         check_bags(tables, bags)
     places = places_of(tables, bags)
     if bool(_is_bad(tables, bags, places)):
@@ -101,21 +102,20 @@ def sorted_runs(tables: Sequence[Table], bags: Bags, piece: int) -> Runs:
     bounds = tuple(bounds_at.tolist())
     present = torch.cat([starts, starts.new_tensor([len(keys)])])[: bounds[-1] + 1]
     found = found[: bounds[-1]]
-    table = torch.searchsorted(first_rows, found, right=True) - 1
+    owner = torch.searchsorted(first_rows, found, right=True) - 1
     bag = places.bag[order]
-    table32 = table.to(torch.int32)
     return Runs(
         layout=layout,
         places=places,
         bounds=bounds,
         bounds_at=bounds_at,
-        table=table32,
-        row=found - first_rows[table],
+        table=owner.to(torch.int32),
+        row=found - first_rows[owner],
         starts=present,
         bag=bag,
         source=places.output[bag],
         factor=_factor(bags, places, order, bag),
-        long=_cut(table32, present, piece),
+        long=_cut(owner.to(torch.int32), present, piece),
     )
 
 
@@ -140,20 +140,6 @@ def _cut(table: Tensor, starts: Tensor, piece: int) -> Cut | None:
     begins = starts[long][owner] + (torch.arange(len(owner), device=table.device) - first[owner]) * piece
     ends = torch.minimum(begins + piece, starts[long + 1][owner])
     return Cut(piece, first_piece, table[long][owner], begins, ends)
-
-
-def _is_formed(bags: Bags) -> bool:
-    """Whether types and lengths are as :class:`Bags` wants them, which needs no look at the numbers."""
-    weights = bags.weights
-    return (
-        bags.ids.dtype in (torch.int32, torch.int64)
-        and bags.offsets.dtype == torch.int64
-        and bags.ids.dim() == bags.offsets.dim() == 1
-        and len(bags.tables) == len(bags.batch)
-        and bags.offsets.numel() == bags.first_bags[-1] + 1
-        and (bags.first_bags[-1] > 0 or bags.ids.numel() == 0)
-        and (weights is None or (weights.dtype == torch.float32 and weights.shape == bags.ids.shape))
-    )
 
 
 def _is_bad(tables: Sequence[Table], bags: Bags, places: Places) -> Tensor:
