@@ -99,17 +99,33 @@ def joined(outputs: list[Tensor], lookup: Lookup, pooling: Pooling) -> Tensor:
     return torch.cat([output.reshape(-1) for output in outputs])
 
 
+LOOKUPS = {
+    "seed": st.integers(0, 1 << 30),
+    "batch": st.sampled_from([(4, 4, 4), (1, 1, 1), (0, 0, 0), (3, 0, 5), (1, 7, 2)]),
+    "pooling": st.sampled_from(list(Pooling)),
+    "weighted": st.booleans(),
+    "kind": st.sampled_from([torch.int32, torch.int64]),
+}
+
+
 @settings(max_examples=60)
-@given(
-    st.integers(0, 1 << 30),
-    st.sampled_from([(4, 4, 4), (1, 1, 1), (0, 0, 0), (3, 0, 5), (1, 7, 2)]),
-    st.sampled_from(list(Pooling)),
-    st.booleans(),
-    st.sampled_from([torch.int32, torch.int64]),
-)
+@given(**LOOKUPS)
 def test_outputs_and_gradients_are_those_of_torch(
     seed: int, batch: tuple[int, ...], pooling: Pooling, weighted: bool, kind: torch.dtype
 ) -> None:
+    compare_with_torch(seed, batch, pooling, weighted, kind)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000)
+@given(**LOOKUPS)
+def test_two_thousand_outputs_and_gradients_are_those_of_torch(
+    seed: int, batch: tuple[int, ...], pooling: Pooling, weighted: bool, kind: torch.dtype
+) -> None:
+    compare_with_torch(seed, batch, pooling, weighted, kind)
+
+
+def compare_with_torch(seed: int, batch: tuple[int, ...], pooling: Pooling, weighted: bool, kind: torch.dtype) -> None:
     """Rows, and weights of ids where there are any."""
     lookup = draw(seed, batch)
     shapes = ((30, 6), (20, 6)) if pooling is Pooling.NONE else SHAPES

@@ -16,15 +16,17 @@ the table together, merged before the optimizer), with coefficient c_i = weight 
     x, state -> rule(x, state, g)                                   (``rules.py``)
     priority = stat[r, 1] + (rule.priority_gain * inc)
 
-Sums over the columns of a row (row-wise Adagrad and Adam) have 16 partial sums, column j going to number j mod 16 in
-ascending order, added up pairwise: s_k + s_{k+8}, then +4, +2, +1. The widest shard that TorchRec makes is a whole row.
+Sums over the columns of a row (row-wise Adagrad and Adam, gradients of weights) have 16 partial sums, column j going to
+number j mod 16 in ascending order, added up pairwise: s_k + s_{k+8}, then +4, +2, +1. The widest shard that TorchRec
+makes is a whole row.
 
 **Storing** (tiered tables). ``tier`` = the row's tier, or ``entry`` for a NONE row; ``wanted`` = the highest level t
 with priority > ``rule.promote_above[t]``, at least ``tier``. The row is encoded (``rounding.py``) in ``wanted``, with
 the rounding streams of generator.py; int8 and int4 rows keep their scale s if the tier does not change and absmax(x)
 lies within [(0.5 * levels) * s, levels * s], else s = absmax / levels. If ``wanted`` has no free slot, the row stays in
-``tier``, and this is counted. Slots are given in ascending order of (table, row). A DROPPED row that stays DROPPED
-keeps only scalar and priority; its x and state vectors count as 0 in an update.
+``tier``, and this is counted. Slots are given in ascending order of (table, row); those that rows leave are free when
+the update has ended, not before. A DROPPED row that stays DROPPED keeps only scalar and priority; its x and state
+vectors count as 0 in an update.
 
 Occurrences with gradients that are not finite stop the update with :class:`BadGradient`.
 """
@@ -102,7 +104,10 @@ class Backend(Protocol):
         ...
 
     def weight_gradient(self, tables: Sequence[Table], bags: Bags, grad: Tensor) -> Tensor:
-        """[n] fp32: gradient with respect to ``bags.weights``, from the rows as they are (call before ``update``)."""
+        """[n] fp32: gradient with respect to ``bags.weights``, from the rows as they are (call before ``update``).
+
+        The sum over the columns of gradient x row, for MEAN times ``inv`` at the end.
+        """
         ...
 
     def row_sums(
@@ -140,7 +145,10 @@ class Backend(Protocol):
         """Stores ``values`` [n, dim] fp32 in the given tiers ([n] int64, levels of the table or NONE).
 
         Rounds to nearest with fresh scales. State vectors of the rows become 0, scalars and priorities stay. Rows are
-        distinct.
+        distinct. Slots that rows leave are free at once.
+
+        Raises:
+            PlanError: a tier has too few slots.
         """
         ...
 
@@ -151,7 +159,7 @@ class Backend(Protocol):
     def demote(self, table: TieredTable, first: int, count: int, keep_from: Sequence[float]) -> int:
         """Lowers rows ``first`` .. ``first + count - 1``: while stat[r, 1] < keep_from[tier] and there is a lower
         level, a row goes to the next lower level. Encodes once, in the last one, with streams ``DEMOTED`` + s, fresh
-        scale. Frees slots in ascending order of rows. Returns how many rows moved.
+        scale. A row whose last level has no free slot stays where it is. Returns how many rows moved.
 
         Args:
             keep_from: by number of the tier (6 values), already multiplied by the gain.
