@@ -59,8 +59,8 @@ class TierConfig(Settings):
     budget: str = ""
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = LEVELS
     positive_weight: float = Field(default=4.0, ge=0)
-    decay: float = Field(default=0.01, gt=0, lt=1)
-    spread: float = Field(default=8.0, gt=1)
+    decay: float = Field(default=0.001, gt=0, lt=1)
+    spread: float = Field(default=4.0, gt=1)
     hysteresis: float = Field(default=0.2, ge=0, lt=1)
     rebalance_every: int = Field(default=100, ge=1)
     sweep_every: int = Field(default=64, ge=1)

@@ -38,7 +38,7 @@ class Region:
         self.size_bytes = max(-(-size_bytes // HUGE_PAGE_BYTES), 1) * HUGE_PAGE_BYTES
         self.path = path
         try:
-            self._map = self._mapped(path)
+            self._map = self._mapped(path, size_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
         except (OSError, ValueError) as error:
             raise PlanError(
                 f"{self.size_bytes / 1e9:.3g} GB of memory for a table cannot be reserved ({error})",
@@ -47,11 +47,12 @@ class Region:
             ) from error
         self.bytes: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)
 
-    def _mapped(self, path: Path | None) -> mmap.mmap:
+    def _mapped(self, path: Path | None, in_huge_pages: int) -> mmap.mmap:
         if path is None:
             flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE
             mapped = mmap.mmap(-1, self.size_bytes, flags=flags)
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+            if in_huge_pages:  # the rest, of which a huge page would commit more than is asked for, has small ones
+                mapped.madvise(mmap.MADV_HUGEPAGE, 0, in_huge_pages)
             return mapped
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

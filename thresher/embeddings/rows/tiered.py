@@ -98,8 +98,9 @@ class TieredTable:
         self.stat = self._array(rows * 8, None).view(torch.float32)[: rows * 2].view(rows, 2)
         self.count = torch.zeros(len(Tier), 2, dtype=torch.int64)
         self._regions: dict[Tier, Region] = {}
+        self._stacks: dict[Tier, Region] = {}
         self.slabs = {tier: self._slab(tier, (files or {}).get(tier)) for tier in self.stored_levels}
-        self.free = {tier: self._array(n * 4, None).view(torch.int32) for tier, n in self.slots.items()}
+        self.free = {tier: self._stack(tier, n) for tier, n in self.slots.items()}
         self.step = 0
         self.released = False
         self.decay = 0.0
@@ -162,9 +163,11 @@ class TieredTable:
         self.decay, self.released = 0.0, True
 
     def trim(self, tier: Tier) -> None:
-        """Gives back the memory beyond slot ``count[tier, HIGH]``."""
+        """Gives back the memory beyond slot ``count[tier, HIGH]``, and that of the stack beyond its end."""
+        high, n_free = self.count[tier].tolist()
         if tier in self._regions:
-            self._regions[tier].forget(int(self.count[tier, HIGH]) * self.record_bytes(tier))
+            self._regions[tier].forget(high * self.record_bytes(tier))
+            self._stacks[tier].forget(n_free * 4)
 
     def unload(self) -> None:
         """Drops the mapped pages of slabs that live in files."""
@@ -172,15 +175,20 @@ class TieredTable:
             region.unload()
 
     def _slab(self, tier: Tier, path: Path | None) -> Tensor:
-        return self._array(self.slots[tier] * self.record_bytes(tier), path, tier)
+        return self._array(self.slots[tier] * self.record_bytes(tier), path, self._regions, tier)
 
-    def _array(self, size_bytes: int, path: Path | None, tier: Tier | None = None) -> Tensor:
-        """[size] uint8 zeros."""
+    def _stack(self, tier: Tier, slots: int) -> Tensor:
+        return self._array(slots * 4, None, self._stacks, tier).view(torch.int32)
+
+    def _array(
+        self, size_bytes: int, path: Path | None, regions: dict[Tier, Region] | None = None, tier: Tier = Tier.NONE
+    ) -> Tensor:
+        """[size] uint8 zeros; their region is noted as that of ``tier``."""
         if self.device.type != "cpu":
             return torch.zeros(size_bytes, dtype=torch.uint8, device=self.device)
         region = Region(size_bytes, path)
-        if tier is not None:
-            self._regions[tier] = region
+        if regions is not None:
+            regions[tier] = region
         return region.bytes[:size_bytes]
 
     def _require_fits(self) -> None:
