@@ -10,7 +10,8 @@ from thresher.data.dataset import Dataset
 from thresher.data.prepare import prepare
 from thresher.data.recipes.synthetic import Synthetic
 from thresher.embeddings.tables import find_tables
-from thresher.trainer.assemble import measured, plan_of
+from thresher.errors import ConfigError
+from thresher.trainer.assemble import dynamic_tables, measured, plan_of
 
 
 def test_lookups_are_measured_on_the_first_training_rows_and_shown_in_the_plan(tmp_path: Path) -> None:
@@ -28,3 +29,19 @@ def test_lookups_are_measured_on_the_first_training_rows_and_shown_in_the_plan(t
     assert all(table.lookups == sum(found[table.path].lookups) for table in plan.tables)
     unmeasured = Job(tmp_path).config(2)
     assert measured(unmeasured, dataset, model) == {}
+
+
+def test_tables_with_raw_ids_give_rows_as_they_are_told_and_are_cut_by_rows(tmp_path: Path) -> None:
+    prepare(Synthetic(rows=2000), tmp_path / "data")
+    dataset = Dataset.open(tmp_path / "data")
+    first, *others = dataset.schema.tables
+    schema = dataset.schema.model_copy(update={"tables": (first.model_copy(update={"ids": "raw"}), *others)})
+    config = Job(tmp_path, {f"dynamic.{first.name}": {"min_count": 3}}).config(2)
+    found = dynamic_tables(config, schema)
+    assert {name: table.min_count for name, table in found.items()} == {first.name: 3}
+    assert dynamic_tables(Job(tmp_path).config(2), schema)[first.name].min_count == 1
+    model = config.model.build(schema, torch.device("meta"))
+    plan = plan_of(config, model, 2, 2, "cpu", raw=found)
+    assert {table.sharding_type for table in plan.tables if table.table == first.name} == {"row_wise"}
+    with pytest.raises(ConfigError, match=f"dynamic.{first.name}: the data have no table '{first.name}' with raw ids"):
+        dynamic_tables(config, dataset.schema)

@@ -12,7 +12,7 @@ from thresher.launch.group import check_batches, check_device
 from thresher.launch.preparing import dataset_for
 from thresher.sharding.check import check_plan
 from thresher.sharding.show import plan_table
-from thresher.trainer.assemble import measured, plan_of, total_steps
+from thresher.trainer.assemble import dynamic_tables, measured, plan_of, total_steps
 from thresher.trainer.config import RunConfig, load_config
 from thresher.zoo.registry import RunConfig as AnyRunConfig
 
@@ -29,7 +29,8 @@ def show_plan(file: Path, overrides: tuple[str, ...]) -> None:
     device = check_device(config.launch, ranks)
     dataset = dataset_for(config.data.path, config.data.recipe, config.data.options, str(file))
     model = config.model.build(dataset.schema, torch.device("meta"))
-    plan = plan_of(config, model, ranks, ranks, device, measured(config, dataset, model))
+    raw = dynamic_tables(config, dataset.schema)
+    plan = plan_of(config, model, ranks, ranks, device, measured(config, dataset, model), raw)
     check_plan(plan, find_tables(model), ranks, ranks, config.sharding.plan or "plan")
     console = Console()
     console.print(plan_table(plan))

@@ -1,7 +1,7 @@
 """Builds the parts of a run from its configuration, the same on every rank but for the shards."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,8 @@ from torchrec.optim.keyed import KeyedOptimizer
 
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
+from thresher.data.schema import Schema
+from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.fields.field import find_fields
 from thresher.embeddings.tables import find_tables
 from thresher.errors import ConfigError
@@ -20,7 +22,7 @@ from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.plan import Plan
 from thresher.sharding.planner import make_plan, repriced
 from thresher.trainer.callbacks.fields import FieldPruning
-from thresher.trainer.checkpoint import LazyOptimizer, State
+from thresher.trainer.checkpoint import LazyOptimizer, State, TableState, model_state
 from thresher.trainer.config import RunConfig
 from thresher.trainer.evaluate import Evaluator
 from thresher.trainer.folder import RunFolder
@@ -54,7 +56,7 @@ class Parts:
         scores = {} if self.fields is None else {"field_scores": self.fields.training_state()}
         return {
             **self.weights(),
-            "table_optimizer": self.sharded.table_optimizer,
+            "table_optimizer": TableState(self.sharded),
             "dense_optimizer": LazyOptimizer(self.dense),
             **scores,
         }
@@ -62,7 +64,7 @@ class Parts:
     def weights(self) -> State:
         """The model alone, dropped fields included: all that an evaluation needs, and loadable into any plan."""
         dropped = {} if self.fields is None else {"fields": self.fields.weights_state()}
-        return {"model": self.sharded.wrapped, **dropped}
+        return {"model": model_state(self.sharded), **dropped}
 
     def stepper(self) -> Stepper:
         """Takes the steps."""
@@ -115,10 +117,11 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
         ThresherError: the model does not fit the data, or the plan does not fit the model or the ranks.
     """
     torch.manual_seed(config.seed)
+    dynamic = dynamic_tables(config, dataset.schema)
     model = config.model.build(dataset.schema, torch.device("meta"))
     found = find_fields(find_tables(model))
     frequencies = measured(config, dataset, model)
-    plan = plan_of(config, model, world.world, world.local_world, world.device.type, frequencies)
+    plan = plan_of(config, model, world.world, world.local_world, world.device.type, frequencies, dynamic)
     sharded = shard(
         model,
         plan,
@@ -127,6 +130,7 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
         seed=config.seed,
         group=world.group,
         tiers=config.tiers if config.tiers.enabled else None,
+        dynamic=dynamic,
         wire=config.sharding.wire,
     )
     dense = dense_optimizer(sharded.dense_parameters(), config.optim.dense)
@@ -134,6 +138,23 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
     if config.fields.enabled:
         fields = FieldPruning(config.fields, found, sharded, model, world, config.train.accumulate)
     return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense, fields)
+
+
+def dynamic_tables(config: RunConfig[Any], schema: Schema) -> dict[str, DynamicTable]:
+    """How rows are given to the ids of each table whose ids are raw, by name.
+
+    Raises:
+        ConfigError: something is said of a table whose ids are rows already.
+    """
+    raw = [table.name for table in schema.tables if table.ids == "raw"]
+    for name in config.dynamic:
+        if name not in raw:
+            raise ConfigError(
+                f"the data have no table '{name}' with raw ids",
+                where=f"dynamic.{name}",
+                fix=f"tables with raw ids: {', '.join(raw) or 'none'}; prepare the data with ids=raw",
+            )
+    return {name: config.dynamic.get(name, DynamicTable()) for name in raw}
 
 
 def measured(config: RunConfig[Any], dataset: Dataset, model: Model) -> dict[str, Frequency]:
@@ -169,11 +190,13 @@ def plan_of(
     local_world: int,
     device: str,
     frequencies: Mapping[str, Frequency] | None = None,
+    raw: Collection[str] = (),
 ) -> Plan:
     """The pinned plan, or a new one.
 
     Args:
         frequencies: of tables, where they were measured.
+        raw: tables with raw ids: cut by rows unless the user says otherwise, for ``auto`` might replicate them.
 
     Raises:
         PlanError: it does not fit the model, the ranks or the memory.
@@ -189,7 +212,7 @@ def plan_of(
         device=device,
         optimizer=config.optim.tables,
         default=sharding.default,
-        tables=sharding.tables,
+        tables=dict.fromkeys(raw, "row_wise" if world > 1 else "table_wise") | sharding.tables,
         memory_bytes=int(sharding.memory_gb * BYTES_PER_GB),
         batch_size=max(config.train.batch_size // world, 1),
         tiers=config.tiers,

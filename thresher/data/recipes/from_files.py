@@ -88,12 +88,12 @@ class IdTables(Settings):
     """How raw ids become rows of tables.
 
     Attributes:
-        ids: ``hash``, or a ``vocabulary`` of the training split.
-        table_rows: rows of each table; an upper bound for a vocabulary.
+        ids: ``hash``, a ``vocabulary`` of the training split, or ``raw``: rows are given while training.
+        table_rows: rows of each table; an upper bound for a vocabulary and for raw ids.
         min_count: vocabulary only: rarer values share the unseen row.
     """
 
-    ids: Literal["hash", "vocabulary"] = "hash"
+    ids: Literal["hash", "vocabulary", "raw"] = "hash"
     table_rows: int = Field(default=100_000, ge=3)
     min_count: int = Field(default=1, ge=1)
 

@@ -80,7 +80,7 @@ class MovieLens(IdTables, HeldOut):
     recipe: ClassVar[str] = "movielens"
     summary: ClassVar[str] = "MovieLens ratings: u.data, ratings.dat or ratings.csv, with side files"
 
-    ids: Literal["hash", "vocabulary"] = "vocabulary"
+    ids: Literal["hash", "vocabulary", "raw"] = "vocabulary"
     task: Literal["ctr", "next"] = "ctr"
     threshold: float = 4.0
     split: Literal["random", "time"] = "random"

@@ -79,7 +79,7 @@ class RecBole(IdTables, HeldOut):
     recipe: ClassVar[str] = "recbole"
     summary: ClassVar[str] = "RecBole .inter files with .user and .item: click-through rate or next item"
 
-    ids: Literal["hash", "vocabulary"] = "vocabulary"
+    ids: Literal["hash", "vocabulary", "raw"] = "vocabulary"
     task: Literal["auto", "ctr", "next"] = "auto"
     user: str = "user_id"
     item: str = "item_id"

@@ -53,7 +53,7 @@ class TaobaoAd(IdTables, FromFiles):
     recipe: ClassVar[str] = "taobao_ad"
     summary: ClassVar[str] = "Taobao ad clicks with profiles: negatives are sampled"
 
-    ids: Literal["hash", "vocabulary"] = "vocabulary"
+    ids: Literal["hash", "vocabulary", "raw"] = "vocabulary"
     valid: Share = 0.1
     negatives: int = Field(default=4, ge=1, le=1000)
     sampling: Literal["popularity", "uniform"] = "popularity"
