@@ -28,10 +28,13 @@ class Case:
 
     kind: str
     optimizer: str
+    column_state: str = "exact"
 
     @property
     def table_optimizer(self) -> TableOptimizer:
-        return TableOptimizer(name=self.optimizer, lr=0.1)
+        # Adam divides what is almost 0 by what is almost 0.
+        eps = 0.01 if "adam" in self.optimizer else 1e-8
+        return TableOptimizer(name=self.optimizer, lr=0.1, eps=eps, column_state=self.column_state)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from tests.multi.harness import run_ranks
 from tests.multi.sharded_twin import SEED, STEPS, Case, Outcome, assemble, train_all
 from tests.multi.twin import Plain, samples
-from thresher.sharding.cuts import BAG_TYPES, COLUMN_TYPES, SEQUENCE_TYPES
+from thresher.sharding.cuts import BAG_TYPES, SEQUENCE_TYPES
 
 TOLERANCE = 5e-6
 RANKS = ((1, 1), (2, 2), (2, 1), (4, 2))
@@ -24,14 +24,15 @@ MACHINE_TYPES = ("table_row_wise", "table_column_wise", "grid_shard")
 
 def cases(world: int, local_world: int) -> list[Case]:
     kinds = MACHINE_TYPES if (world, local_world) == (2, 1) else BAG_TYPES
-    found = [Case(kind, "adagrad" if kind in COLUMN_TYPES else "rowwise_adagrad") for kind in kinds]
-    return [*found, Case("mixed", "adagrad")] if local_world > 1 else found
+    found = [Case(kind, "rowwise_adagrad") for kind in kinds]
+    return [*found, Case("mixed", "rowwise_adagrad")] if local_world > 1 else found
 
 
 def further_cases() -> list[Case]:
     """The optimizers that ``cases`` leaves out, on two ranks."""
-    others = [Case(kind, "sgd") for kind in BAG_TYPES]
-    return others + [Case(kind, "adagrad") for kind in BAG_TYPES if kind not in COLUMN_TYPES]
+    others = [Case(kind, name) for name in ("sgd", "adagrad") for kind in BAG_TYPES]
+    kinds = ("data_parallel", "row_wise", "column_wise", "grid_shard")
+    return others + [Case(kind, name) for name in ("adam", "rowwise_adam", "ftrl") for kind in kinds]
 
 
 @cache
@@ -88,11 +89,23 @@ def test_the_types_asked_for_are_the_types_that_ran(world: int, local_world: int
         assert {types[path] for path in types if "sequences" in path} == {sequence}
 
 
-def test_column_cuts_give_row_wise_adagrad_one_state_a_column_shard() -> None:
-    case = Case("column_wise", "rowwise_adagrad")
-    ranks = [outcome for (outcome,) in run_ranks(2, train_all, 2, [case], timeout_s=120)]
-    assert_equal(ranks, plain("rowwise_adagrad", parts=2))
+@pytest.mark.parametrize("kind", ["column_wise", "grid_shard"])
+def test_column_shards_may_keep_states_of_their_own(kind: str) -> None:
+    case = Case(kind, "rowwise_adagrad", "separate")
+    local_world = 2 if kind == "column_wise" else 1
+    ranks = [
+        outcome for (outcome,) in run_ranks(2, train_all, local_world, [case], timeout_s=120, local_world=local_world)
+    ]
     assert "each column shard" in ranks[0].plan.notes[0]
-    uncut = plain("rowwise_adagrad").tables
-    differences = [(assemble(ranks, path, *weight.shape) - weight).abs().max() for path, weight in uncut.items()]
-    assert min(differences) > 0.01
+    split = {table.path for table in ranks[0].plan.tables if table.splits_columns}
+    separate, exact = plain("rowwise_adagrad", parts=2).tables, plain("rowwise_adagrad").tables
+    for path in split:
+        found = assemble(ranks, path, *separate[path].shape)
+        assert (found - exact[path].detach()).abs().max() > 0.01
+    if kind == "column_wise":
+        assert_equal(ranks, plain("rowwise_adagrad", parts=2))
+
+
+def test_in_exact_state_column_cuts_are_not_noted() -> None:
+    for ranks in outcomes(2, 2).values():
+        assert ranks[0].plan.notes == ()

@@ -171,7 +171,8 @@ class Plain:
         folder = {name: "embeddings" if name in ("item", "side") else "embedding_bags" for name in ROWS}
         parents = {name: path.rpartition(".")[0] for name, path in PATHS.items()}
         self.tables = {p: weights[f"{parents[n]}.{folder[n]}.{n}.weight"].detach() for n, p in PATHS.items()}
-        self._state = {path: torch.zeros_like(weight) for path, weight in self.tables.items()}
+        self._state = {p: (torch.zeros_like(w), torch.zeros_like(w)) for p, w in self.tables.items()}
+        self._updates = dict.fromkeys(self.tables, 0)
         self.top = Top()
         for sample in steps:
             self._step(sample)
@@ -211,18 +212,56 @@ class Plain:
         return F.embedding_bag(ids, table, offsets, mode=mode, per_sample_weights=weights, include_last_offset=True)
 
     def _update(self, path: str, weight: Tensor) -> None:
-        gradient, state, lr = weight.grad, self._state[path], self.optimizer.lr
-        if gradient is None:
+        if weight.grad is None:
             return
-        if self.optimizer.name == "sgd":
-            weight -= lr * gradient
-            return
-        square = gradient**2
-        if self.optimizer.name == "rowwise_adagrad":
-            mean = square.view(len(square), self.parts, -1).mean(2)
-            square = mean.repeat_interleave(square.shape[1] // self.parts, dim=1)
-        state += square
-        weight -= lr * gradient / (state.sqrt() + self.optimizer.eps)
+        touched = weight.grad.ne(0).any(1)
+        self._updates[path] += 1
+        x, g, state = weight[touched], weight.grad[touched], self._state[path]
+        first, second = (memory[touched] for memory in state)
+        step = getattr(self, f"_{self.optimizer.name}")
+        weight[touched], first, second = step(x, g, first, second, self._updates[path])
+        for memory, moved in zip(state, (first, second), strict=True):
+            memory[touched] = moved
+
+    def _sgd(self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        return x - self.optimizer.lr * g, first, second
+
+    def _adagrad(self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        first = first + g**2
+        return x - self.optimizer.lr * g / (first.sqrt() + self.optimizer.eps), first, second
+
+    def _rowwise_adagrad(
+        self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        first = first + self._row_mean(g**2)
+        return x - self.optimizer.lr * g / (first.sqrt() + self.optimizer.eps), first, second
+
+    def _adam(self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self._moments(x, g, g**2, first, second, t)
+
+    def _rowwise_adam(
+        self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return self._moments(x, g, self._row_mean(g**2), first, second, t)
+
+    def _moments(
+        self, x: Tensor, g: Tensor, square: Tensor, first: Tensor, second: Tensor, t: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        one, two = self.optimizer.betas
+        first, second = one * first + (1 - one) * g, two * second + (1 - two) * square
+        scaled = (second / (1 - two**t)).sqrt() + self.optimizer.eps
+        return x - self.optimizer.lr * (first / (1 - one**t)) / scaled, first, second
+
+    def _ftrl(self, x: Tensor, g: Tensor, first: Tensor, second: Tensor, t: int) -> tuple[Tensor, Tensor, Tensor]:
+        settings = self.optimizer
+        grown = second + g**2
+        first = first + g - (grown.sqrt() - second.sqrt()) / settings.lr * x
+        x = -first / ((settings.ftrl_beta + grown.sqrt()) / settings.lr + settings.l2)
+        return x, first, grown
+
+    def _row_mean(self, square: Tensor) -> Tensor:
+        mean = square.unflatten(1, (self.parts, -1)).mean(2)
+        return mean.repeat_interleave(square.shape[1] // self.parts, dim=1)
 
 
 def _flat(bags: list[list[int]]) -> tuple[Tensor, Tensor]:

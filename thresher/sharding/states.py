@@ -21,7 +21,13 @@ from thresher.sharding.columns import RowSums
 
 
 class CountingGroup(TableGroup):
-    """A group whose numbers of updates are tensors where the optimizer counts them: a checkpoint loads into tensors."""
+    """A group whose numbers of updates are tensors where the optimizer counts them: a checkpoint loads into tensors.
+
+    Attributes:
+        stale: whether only the first column shards of rows have the right scalars.
+    """
+
+    stale = False
 
     @cached_property
     def counts(self) -> dict[str, Tensor]:
@@ -31,6 +37,9 @@ class CountingGroup(TableGroup):
 
     def update(self, found: Sorted, grad: Tensor) -> None:
         """See ``TableGroup``."""
+        if self.stale and isinstance(self.exchange, RowSums):
+            self.exchange.spread(self.tables)
+        self.stale = False
         counted = [(table, self.counts[table.name]) for table in self.tables if table.name in self.counts]
         for table, count in counted:
             table.step = int(count)
@@ -79,9 +88,13 @@ class GroupOptimizer(FusedOptimizer):  # type: ignore[misc]
         self.step()
 
     def post_load_state_dict(self) -> None:
-        """Gives the scalars of rows to all their column shards. Collective; TorchRec calls it after loading."""
-        if isinstance(self._group.exchange, RowSums):
-            self._group.exchange.spread(self._group.tables)
+        """TorchRec calls it at the end of ``load_state_dict``."""
+        self.loaded()
+
+    def loaded(self) -> None:
+        """To be called on all ranks after state was read: before the next update, scalars of rows go to all their
+        column shards."""
+        self._group.stale = isinstance(self._group.exchange, RowSums)
 
     def _state(
         self, name: str, shards: Sequence[ShardedEmbeddingTable], tables: Sequence[Table]
