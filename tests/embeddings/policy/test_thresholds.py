@@ -137,13 +137,13 @@ def test_hysteresis_opens_the_gap_that_the_settings_tell() -> None:
 
 
 def test_rounding_lets_no_row_pass_that_was_counted_below() -> None:
-    """A stat that is just below edge x gain, of which the quotient may round up or the product down."""
-    edge = bucket_edge(300)
+    """Stats around edge x gain, where the quotient by the gain, in fp32, may be below the edge."""
+    edge, met = bucket_edge(300), 0
     for power in range(-20, 61, 7):
-        for part in range(1, 200):
-            gain = 2.0**power * (1 + part / 197.3)
-            stat = torch.tensor(edge * gain, dtype=torch.float32)
-            for _ in range(3):
-                stat = torch.nextafter(stat, torch.zeros(()))
-                if bucket_of((stat / torch.tensor(gain, dtype=torch.float32)).view(1)) < 300:
-                    assert stat < torch.tensor(edge * ROUNDING * gain, dtype=torch.float32)
+        for part in range(1, 100):
+            gain = 2.0**power * (1 + part / 97.3)
+            stats = torch.tensor(edge * gain, dtype=torch.float32) * (1 + torch.arange(-3, 4) * 2.0**-23)
+            below = bucket_of(stats / torch.tensor(gain, dtype=torch.float32)) < 300
+            met += int((below & (stats >= torch.tensor(edge * gain, dtype=torch.float32))).sum())
+            assert bool((stats[below] < torch.tensor(edge * ROUNDING * gain, dtype=torch.float32)).all())
+    assert met > 0  # without the margin these would pass
