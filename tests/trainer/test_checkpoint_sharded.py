@@ -25,7 +25,7 @@ from thresher.embeddings.optimizers import TableOptimizer
 from thresher.errors import CheckpointError
 from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.planner import make_plan
-from thresher.trainer.checkpoint import CheckpointStore, LazyOptimizer
+from thresher.trainer.checkpoint import CheckpointStore, LazyOptimizer, TableState, model_state
 from thresher.trainer.config import DenseOptimizer
 from thresher.trainer.optim import dense_optimizer
 
@@ -61,7 +61,8 @@ class Run:
         self, world: int, kind: str, optimizer: str, seed: int, local_world: int = 0, width: int = DIM
     ) -> None:
         torch.manual_seed(seed)
-        model, rows = Net(width), TableOptimizer(name=optimizer, lr=0.1)
+        name, _, columns = optimizer.partition(" ")
+        model, rows = Net(width), TableOptimizer(name=name, lr=0.1, column_state=columns or "exact")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plan = make_plan(
@@ -78,8 +79,8 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         return {
-            "model": self.sharded.wrapped,
-            "table_optimizer": self.sharded.table_optimizer,
+            "model": model_state(self.sharded),
+            "table_optimizer": TableState(self.sharded),
             "dense_optimizer": LazyOptimizer(self.dense),
         }
 
@@ -155,10 +156,19 @@ def assert_same(left: Found, right: Found) -> None:
         assert torch.equal(value, right[key]), key
 
 
-@pytest.mark.parametrize("kind", ["table_wise", "row_wise", "column_wise", "data_parallel"])
-def test_a_resumed_run_is_bit_exact(tmp_path, kind):
-    saved, trained = both(save_then_train, 2, tmp_path, kind, "rowwise_adagrad")
-    restored, resumed = both(load_then_train, 2, tmp_path, kind, "rowwise_adagrad")
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [
+        ("table_wise", "rowwise_adagrad"),
+        ("row_wise", "adam"),
+        ("column_wise", "rowwise_adagrad"),
+        ("column_wise", "rowwise_adagrad separate"),
+        ("data_parallel", "rowwise_adagrad"),
+    ],
+)
+def test_a_resumed_run_is_bit_exact(tmp_path, kind, optimizer):
+    saved, trained = both(save_then_train, 2, tmp_path, kind, optimizer)
+    restored, resumed = both(load_then_train, 2, tmp_path, kind, optimizer)
     assert_same(saved, restored)
     assert_same(trained, resumed)
     assert any(key.startswith("table_optimizer.") and value.any() for key, value in saved.items())
@@ -173,6 +183,10 @@ def test_a_resumed_run_is_bit_exact(tmp_path, kind):
         ("table_wise", 1, "row_wise", 3, "rowwise_adagrad"),
         ("column_wise", 2, "row_wise", 2, "adagrad"),
         ("row_wise", 2, "column_wise", 2, "sgd"),
+        ("column_wise", 2, "row_wise", 2, "rowwise_adagrad"),
+        ("row_wise", 2, "column_wise", 3, "rowwise_adam"),
+        ("column_wise", 2, "data_parallel", 1, "rowwise_adagrad"),
+        ("row_wise", 2, "table_wise", 2, "rowwise_adagrad separate"),
         ("data_parallel", 2, "row_wise", 2, "rowwise_adagrad"),
         ("row_wise", 2, "data_parallel", 1, "rowwise_adagrad"),
         ("table_wise", 1, "data_parallel", 2, "adagrad"),
@@ -189,28 +203,24 @@ def test_a_checkpoint_loads_into_another_plan_and_number_of_ranks(tmp_path, kind
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
 @pytest.mark.parametrize("kind", ["table_row_wise", "grid_shard", "table_column_wise"])
 def test_two_machines_of_two(tmp_path, kind, optimizer):
-    """Bit-exact on the same plan; into table-wise on two ranks where the table optimizer allows."""
+    """Bit-exact on the same plan; and into table-wise on two ranks."""
     saved, trained = both(save_then_train, 4, tmp_path, kind, optimizer, 2)
     restored, resumed = both(load_then_train, 4, tmp_path, kind, optimizer, 2)
     assert_same(saved, restored)
     assert_same(trained, resumed)
-    if optimizer == "adagrad" or kind == "table_row_wise":
-        other, _ = both(load_then_train, 2, tmp_path, "table_wise", optimizer)
-        assert_same(saved, other)
-    else:
-        with pytest.raises(CheckpointError, match="one number per row and split of the columns"):
-            both(load_then_train, 2, tmp_path, "table_wise", optimizer)
+    other, _ = both(load_then_train, 2, tmp_path, "table_wise", optimizer)
+    assert_same(saved, other)
 
 
-def test_row_state_of_column_splits_is_refused_elsewhere(tmp_path):
-    both(save_then_train, 2, tmp_path, "column_wise", "rowwise_adagrad")
+def test_row_state_kept_apart_by_columns_is_refused_elsewhere(tmp_path):
+    both(save_then_train, 2, tmp_path, "column_wise", "rowwise_adagrad separate")
     with pytest.raises(CheckpointError) as caught:
-        both(load_then_train, 2, tmp_path, "row_wise", "rowwise_adagrad")
+        both(load_then_train, 2, tmp_path, "row_wise", "rowwise_adagrad separate")
     assert re.fullmatch(
         r"CheckpointError: .*step-00000003: 'table_optimizer.state.ebc.embedding_bags.[ab].weight.[ab].momentum1' is "
         r"optimizer state of one number per row and split of the columns: saved for columns 0..7, 8..15, this plan has "
-        r"0..15 \(and \d more\). Keep the table's column split, or train it with adagrad or sgd, whose state is not "
-        r"kept per split",
+        r"0..15 \(and \d more\). Keep the table's column split, or train with column_state exact, whose state is of "
+        r"whole rows",
         caught.value.message,
     )
 
@@ -224,7 +234,7 @@ def test_weights_alone_load_into_any_plan(tmp_path):
 
 def load_weights(rank: int, world: int, folder: str, kind: str) -> Any:
     run = Run(world, kind, "rowwise_adagrad", seed=1)
-    assert CheckpointStore(Path(folder), 2).restore({"model": run.sharded.wrapped}) is not None
+    assert CheckpointStore(Path(folder), 2).restore({"model": model_state(run.sharded)}) is not None
     return run.rectangles()
 
 
@@ -232,8 +242,8 @@ def test_another_table_optimizer_is_named(tmp_path):
     both(save_then_train, 2, tmp_path, "data_parallel", "sgd")
     with pytest.raises(
         CheckpointError,
-        match=r"has no 'table_optimizer.state.ebc.embedding_bags.*momentum1', which this run needs.*Keep the tables "
-        r"and the table optimizer that it was saved with",
+        match=r"has no 'table_optimizer.state.ebc.embedding_bags.*momentum1', which this run needs.*Keep the tables, "
+        r"their tiers and the table optimizer that it was saved with, or load the weights alone",
     ):
         both(load_then_train, 2, tmp_path, "table_wise", "rowwise_adagrad")
 

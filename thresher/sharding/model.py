@@ -48,7 +48,7 @@ class ShardedModel:
 
     def __init__(self, wrapped: DistributedModelParallel, plan: Plan, optimizer: TableOptimizer) -> None:
         self.wrapped, self.plan = wrapped, plan
-        keys = {_key(wrapped, table) for table in plan.tables if table.kernel == "dense"}
+        keys = {weight_key(wrapped, table) for table in plan.tables if table.kernel == "dense"}
         named = dict(in_backward_optimizer_filter(wrapped.named_parameters()))
         self._replicated = {name: parameter for name, parameter in named.items() if name in keys}
         self._dense = {name: parameter for name, parameter in named.items() if name not in keys}
@@ -169,7 +169,7 @@ def _init_tables(wrapped: DistributedModelParallel, tables: Sequence[TablePlan],
     """Fills tables of fp32; rows with tiers have their initial values until they are updated."""
     state = wrapped.state_dict()
     for table in tables:
-        for weight, row0, col0 in _local_parts(state[_key(wrapped, table)]):
+        for weight, row0, col0 in _local_parts(state[weight_key(wrapped, table)]):
             fill(weight, seed, table.path, table.dim, init_scale(table.rows, scale), row0, col0)
 
 
@@ -181,7 +181,7 @@ def _local_parts(weight: Tensor | ShardedTensor) -> list[tuple[Tensor, int, int]
     return [(tensor, row0, col0) for tensor, (row0, col0) in parts]
 
 
-def _key(wrapped: DistributedModelParallel, table: TablePlan) -> str:
+def weight_key(wrapped: DistributedModelParallel, table: TablePlan) -> str:
     """The name of a table's weight among the model's parameters."""
     module = wrapped.module.get_submodule(table.module)
     folder = "embedding_bags" if hasattr(module, "embedding_bags") else "embeddings"

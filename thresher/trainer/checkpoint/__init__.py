@@ -1,6 +1,7 @@
 """Checkpoints: torch DCP inside a transaction. See ``docs/checkpoints.md``."""
 
 from thresher.trainer.checkpoint.lazy import LazyOptimizer, Prepared
+from thresher.trainer.checkpoint.sharded import TableState, model_state
 from thresher.trainer.checkpoint.store import BadCheckpoint, CheckpointStore, RestoredCheckpoint, SavedCheckpoint, State
 from thresher.trainer.checkpoint.verify import verify
 
@@ -12,5 +13,7 @@ __all__ = [
     "RestoredCheckpoint",
     "SavedCheckpoint",
     "State",
+    "TableState",
+    "model_state",
     "verify",
 ]

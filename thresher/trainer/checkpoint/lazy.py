@@ -28,14 +28,6 @@ class Described(Protocol):
         """JSON; entries that several ranks give are the same."""
 
 
-@runtime_checkable
-class Finished(Protocol):
-    """Something with work to do after all ranks have loaded."""
-
-    def loaded(self) -> None:
-        """Called once, on every rank, after everything is loaded. Collective."""
-
-
 class LazyOptimizer:
     """A keyed optimizer that creates the state of a parameter at its first gradient, as torch's optimizers do."""
 

@@ -23,7 +23,7 @@ from thresher.trainer.checkpoint import folders
 from thresher.trainer.checkpoint.faults import translated
 from thresher.trainer.checkpoint.hashing import HashingWriter
 from thresher.trainer.checkpoint.layout import flattened, local_bytes, misfits
-from thresher.trainer.checkpoint.lazy import Described, Finished, Prepared
+from thresher.trainer.checkpoint.lazy import Described, Prepared
 from thresher.trainer.checkpoint.manifest import MANIFEST, FileRecord, Manifest
 from thresher.trainer.checkpoint.planners import LoadPlanner, SavePlanner
 from thresher.trainer.checkpoint.ranks import Ranks
@@ -257,9 +257,6 @@ def _load(
     except CheckpointException as error:
         raise translated(error, path) from error
     ranks.each(lambda: _take_over(state, plain), path)
-    for part in state.values():
-        if isinstance(part, Finished):
-            part.loaded()
     seconds = time.perf_counter() - start
     if ranks.rank == 0:
         log.info("restored step %d from %s in %.2f s", manifest.step, path, seconds)
