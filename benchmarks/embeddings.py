@@ -42,13 +42,10 @@ CONTESTANTS = ("flat", "tiered", "fbgemm", "fbgemm_sgd", "torch")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One setting."""
+class Shape:
+    """The tables."""
 
     dim: int
-    length: int
-    exponent: float
-    threads: int
 
     @property
     def rows(self) -> int:
@@ -56,16 +53,26 @@ class Case:
         return min(1_000_000, 64_000_000 // self.dim)
 
 
+@dataclass(frozen=True)
+class Case:
+    """One setting."""
+
+    shape: Shape
+    length: int
+    exponent: float
+    threads: int
+
+
 def ids_of(case: Case, number: int) -> Bags:
     """A batch for all tables."""
-    generator = np.random.default_rng([number, case.dim, case.length])
+    generator = np.random.default_rng([number, case.shape.dim, case.length])
     n = TABLES * BATCH * case.length
     if case.exponent:
-        weights = np.arange(1, case.rows + 1, dtype=np.float64) ** -case.exponent
-        ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(n)).clip(max=case.rows - 1)
-        drawn = np.random.default_rng(0).permutation(case.rows)[ranks]
+        weights = np.arange(1, case.shape.rows + 1, dtype=np.float64) ** -case.exponent
+        ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), generator.random(n)).clip(max=case.shape.rows - 1)
+        drawn = np.random.default_rng(0).permutation(case.shape.rows)[ranks]
     else:
-        drawn = generator.integers(0, case.rows, n)
+        drawn = generator.integers(0, case.shape.rows, n)
     offsets = torch.arange(0, n + 1, case.length)
     return Bags(torch.from_numpy(drawn), offsets, None, tuple(range(TABLES)), (BATCH,) * TABLES, Pooling.SUM)
 
@@ -73,8 +80,8 @@ def ids_of(case: Case, number: int) -> Bags:
 class Ours:
     """Our kernels on flat or tiered tables."""
 
-    def __init__(self, case: Case, tiered: bool, backend: Backend) -> None:
-        self.backend, self.case = backend, case
+    def __init__(self, shape: Shape, tiered: bool, backend: Backend) -> None:
+        self.backend, self.shape = backend, shape
         make = self._tiered if tiered else self._flat
         self.tables: list[Table] = [make(number) for number in range(TABLES)]
 
@@ -91,22 +98,22 @@ class Ours:
         self.backend.update(self.tables, found, grad, rules)
 
     def _flat(self, number: int) -> FlatTable:
-        table = FlatTable(f"t{number}", self.case.rows, self.case.dim, scalar=True, vectors=0)
+        table = FlatTable(f"t{number}", self.shape.rows, self.shape.dim, scalar=True, vectors=0)
         table.weights.uniform_(-0.01, 0.01)
         return table
 
     def _tiered(self, number: int) -> TieredTable:
-        case = self.case
+        shape = self.shape
         table = TieredTable(
-            f"t{number}", f"t{number}", case.rows, case.dim, seed=0, init_scale=0.01, scalar=True, vectors=0
+            f"t{number}", f"t{number}", shape.rows, shape.dim, seed=0, init_scale=0.01, scalar=True, vectors=0
         )
-        rows = torch.randperm(case.rows, generator=torch.Generator().manual_seed(number))
+        rows = torch.randperm(shape.rows, generator=torch.Generator().manual_seed(number))
         start = 0
         for tier, share in MIX.items():
-            part = rows[start : start + round(share * case.rows)].sort().values
+            part = rows[start : start + round(share * shape.rows)].sort().values
             start += len(part)
             for some in torch.split(part, 100_000):
-                values = torch.empty(len(some), case.dim).uniform_(-0.01, 0.01)
+                values = torch.empty(len(some), shape.dim).uniform_(-0.01, 0.01)
                 self.backend.write(table, some, values, torch.full_like(some, int(tier)))
         return table
 
@@ -114,10 +121,10 @@ class Ours:
 class Fbgemm:
     """FBGEMM's CPU kernels."""
 
-    def __init__(self, case: Case, optimizer: EmbOptimType) -> None:
+    def __init__(self, shape: Shape, optimizer: EmbOptimType) -> None:
         place, device = EmbeddingLocation.HOST, ComputeDevice.CPU
         self._module = SplitTableBatchedEmbeddingBagsCodegen(
-            [(case.rows, case.dim, place, device)] * TABLES,
+            [(shape.rows, shape.dim, place, device)] * TABLES,
             optimizer=optimizer,
             learning_rate=OPTIMIZER.lr,
             eps=OPTIMIZER.eps,
@@ -172,7 +179,7 @@ class Turns:
         return spent
 
 
-def roofline(case: Case, flat: Ours, batches: list[Bags]) -> dict[str, Callable[[Bags], object]]:
+def roofline(flat: Ours, batches: list[Bags]) -> dict[str, Callable[[Bags], object]]:
     """Loops that touch the rows of a lookup, and those of an update with their optimizer scalars."""
     library = load()
     assert library is not None, "the roofline is measured by compiled code"
@@ -180,44 +187,53 @@ def roofline(case: Case, flat: Ours, batches: list[Bags]) -> dict[str, Callable[
     for touch in (touch_read, touch_write):
         touch.argtypes = (c_void_p, c_int64, c_void_p, c_int64)
     found = {id(bags): flat.backend.sort(flat.tables, bags).unique for bags in batches}
+    row_bytes = flat.shape.dim * 4
 
     def read(bags: Bags) -> None:
         for table, ids in zip(flat.tables, bags.ids.view(TABLES, -1), strict=True):
             assert isinstance(table, FlatTable)
-            touch_read(table.weights.data_ptr(), case.dim * 4, ids.data_ptr(), len(ids))
+            touch_read(table.weights.data_ptr(), row_bytes, ids.data_ptr(), len(ids))
 
     def write(bags: Bags) -> None:
         for table, rows in zip(flat.tables, found[id(bags)], strict=True):
             assert isinstance(table, FlatTable)
-            touch_write(table.weights.data_ptr(), case.dim * 4, rows.data_ptr(), len(rows))
+            touch_write(table.weights.data_ptr(), row_bytes, rows.data_ptr(), len(rows))
             touch_write(table.scalar.data_ptr(), 4, rows.data_ptr(), len(rows))
 
     return {"read": read, "write": write}
 
 
-def run_case(case: Case, repetitions: int) -> dict[str, Any]:
-    """Milliseconds and ratios of one setting."""
-    torch.set_num_threads(case.threads)
-    backend = pick_backend(torch.device("cpu"))
-    batches = [ids_of(case, number) for number in range(8)]
-    grad = torch.randn(BATCH, TABLES * case.dim, generator=torch.Generator().manual_seed(1)) * 1e-3
-    flat, tiered = Ours(case, False, backend), Ours(case, True, backend)
-    fused = {"fbgemm": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "fbgemm_sgd": EmbOptimType.EXACT_SGD}
-    peers = {name: Fbgemm(case, kind) for name, kind in fused.items()}
-    everyone: dict[str, Any] = {"flat": flat, "tiered": tiered, **peers}
-    floor = roofline(case, flat, batches) if case.threads == 1 else {}
-    clock = measure.thread_cpu if case.threads == 1 else measure.process_cpu
-    # A peer's backward belongs to its forward, so both are taken together, forward first.
-    turns = {f"{name} forward": Turns(batches, one.forward, clock) for name, one in everyone.items()}
-    turns["torch forward"] = Turns(batches, Torch(flat).forward, clock)
-    for name, work in floor.items():
-        turns[f"roofline {name}"] = Turns(batches, work, clock)
-    for name, one in everyone.items():
-        turns[f"{name} backward"] = Turns(batches, partial(one.backward, grad=grad), clock)
-    timings = measure.interleaved_seconds({name: turn.seconds for name, turn in turns.items()}, repetitions, 2)
-    walls = {name: measure.Timing(tuple(turn.walls[2:])) for name, turn in turns.items()}
-    unique = sum(len(rows) for rows in backend.sort(flat.tables, batches[0]).unique)
-    return {"lookups": len(batches[0].ids), "unique_rows": unique} | figures(timings, walls)
+class Field:
+    """The contestants on tables of one shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        backend = pick_backend(torch.device("cpu"))
+        self.flat = Ours(shape, False, backend)
+        self.everyone: dict[str, Ours | Fbgemm] = {
+            "flat": self.flat,
+            "tiered": Ours(shape, True, backend),
+            "fbgemm": Fbgemm(shape, EmbOptimType.EXACT_ROWWISE_ADAGRAD),
+            "fbgemm_sgd": Fbgemm(shape, EmbOptimType.EXACT_SGD),
+        }
+
+    def race(self, case: Case, repetitions: int) -> dict[str, Any]:
+        """Milliseconds and ratios of one setting."""
+        torch.set_num_threads(case.threads)
+        batches = [ids_of(case, number) for number in range(8)]
+        grad = torch.randn(BATCH, TABLES * case.shape.dim, generator=torch.Generator().manual_seed(1)) * 1e-3
+        clock = measure.thread_cpu if case.threads == 1 else measure.process_cpu
+        # A peer's backward belongs to its forward; forwards come first in each round.
+        turns = {f"{name} forward": Turns(batches, one.forward, clock) for name, one in self.everyone.items()}
+        turns["torch forward"] = Turns(batches, Torch(self.flat).forward, clock)
+        if case.threads == 1:
+            for name, work in roofline(self.flat, batches).items():
+                turns[f"roofline {name}"] = Turns(batches, work, clock)
+        for name, one in self.everyone.items():
+            turns[f"{name} backward"] = Turns(batches, partial(one.backward, grad=grad), clock)
+        timings = measure.interleaved_seconds({name: turn.seconds for name, turn in turns.items()}, repetitions, 2)
+        walls = {name: measure.Timing(tuple(turn.walls[2:])) for name, turn in turns.items()}
+        unique = sum(len(rows) for rows in self.flat.backend.sort(self.flat.tables, batches[0]).unique)
+        return {"lookups": len(batches[0].ids), "unique_rows": unique} | figures(timings, walls)
 
 
 def figures(timings: dict[str, measure.Timing], walls: dict[str, measure.Timing]) -> dict[str, Any]:
@@ -240,13 +256,11 @@ def figures(timings: dict[str, measure.Timing], walls: dict[str, measure.Timing]
     return found
 
 
-def cases(quick: bool) -> dict[str, Case]:
-    """All settings by name."""
-    dims, threads = ((64,), (1,)) if quick else ((16, 32, 64, 128), (1, 2))
+def cases(shape: Shape, threads: tuple[int, ...]) -> dict[str, Case]:
+    """All settings on tables of one shape, by name."""
     return {
-        f"D={dim} L={length} {name} t={t}": Case(dim, length, exponent, t)
+        f"D={shape.dim} L={length} {name} t={t}": Case(shape, length, exponent, t)
         for t in threads
-        for dim in dims
         for length in (1, 20)
         for name, exponent in DISTRIBUTIONS.items()
     }
@@ -258,11 +272,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="settings whose name contains this")
     given = parser.parse_args()
     chosen = measure.options(given)
-    found = {
-        name: run_case(case, 5 if chosen.quick else 11)
-        for name, case in cases(chosen.quick).items()
-        if given.only in name
-    }
+    found: dict[str, dict[str, Any]] = {}
+    for dim in (64,) if chosen.quick else (16, 32, 64, 128):
+        some = cases(Shape(dim), (1,) if chosen.quick else (1, 2))
+        wanted = {name: case for name, case in some.items() if given.only in name}
+        field = Field(Shape(dim)) if wanted else None
+        for name, case in wanted.items():
+            assert field is not None
+            found[name] = field.race(case, 5 if chosen.quick else 11)
     shown = {
         "backward_vs_fbgemm": "bwd / FBGEMM",
         "backward_vs_fbgemm_sgd": "bwd / its SGD",
