@@ -38,7 +38,6 @@ BATCH = 2048
 MIX = {Tier.FP32: 0.05, Tier.FP16: 0.15, Tier.INT8: 0.80}
 OPTIMIZER = TableOptimizer(name="rowwise_adagrad", lr=0.01)
 DISTRIBUTIONS = {"uniform": 0.0, "zipf 1.05": 1.05, "zipf 1.2": 1.2}
-CONTESTANTS = ("flat", "tiered", "fbgemm", "fbgemm_sgd", "torch")
 
 
 @dataclass(frozen=True)
