@@ -14,12 +14,14 @@ static inline float kept_scale(float largest, float scale, float levels) {
 
 static inline float inverse_of(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
-// Whole numbers in -levels .. levels; what is no number stays none and is stored as 0, as torch does.
-static inline Ints whole(Vec q, float levels) { return to_ints(min(floats(levels), max(floats(-levels), q))); }
+// What is no number stays none and is stored as 0, as torch does.
+static inline Vec cut(Vec y, float levels) { return min(floats(levels), max(floats(-levels), y)); }
+// Whole numbers in -levels .. levels.
 static inline Ints quantised(Vec x, Vec inverse, float levels, Ints bits) {
-  return whole(floor(x * inverse + unit(bits)), levels);
+  const Vec y = add_exact(x * inverse, to_floats(shift_right<8>(bits)), floats(0x1p-24f));
+  return floor_to_ints(cut(y, levels));
 }
-static inline Ints quantised(Vec x, Vec inverse, float levels) { return whole(nearest(x * inverse), levels); }
+static inline Ints quantised(Vec x, Vec inverse, float levels) { return to_ints(cut(nearest(x * inverse), levels)); }
 
 // Values that fp16 holds exactly.
 static inline Vec rounded_fp16(Vec x, Ints bits) {

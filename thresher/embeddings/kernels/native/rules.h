@@ -33,6 +33,20 @@ static inline float root(float x) { return __builtin_sqrtf(x); }
 constexpr int vectors_of(int kind) { return kind == ADAM || kind == FTRL ? 2 : kind == ADAGRAD || kind == ROWWISE_ADAM; }
 constexpr bool has_scalar(int kind) { return kind == ROWWISE_ADAGRAD || kind == ROWWISE_ADAM; }
 
+// The sum of squares of g in the order of the contract: sixteen partial sums, folded by halves.
+template <class S>
+TH_INLINE float squares(const S& shape, const Vec* g) {
+  Vec total = zeros();
+  TH_BLOCKS(j, shape) total = total + g[j] * g[j];
+  return sum(total);
+}
+
+// Decay of sixteen columns, which comes before the rest.
+TH_INLINE void decayed(const Constants& c, Vec& x, Vec& g) {
+  if (c.decay == L2_DECAY) g = g + c.weight_decay * x;
+  if (c.decay == DECOUPLED_DECAY) x = x * c.shrink;
+}
+
 // Moves the scalar of a row by the mean of the squares of its gradient. Returns what all its columns share in the step:
 // the rate of row-wise Adagrad, the second moment of row-wise Adam.
 template <int KIND>

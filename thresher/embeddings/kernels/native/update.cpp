@@ -1,33 +1,31 @@
 // Parts of an update: rows a few at a time, each in one pass through memory.
 #include "update.h"
 
-#include <cstdlib>
-
 #include "batch.h"
+#include "flat.h"
 #include "promotion.h"
+#include "scratch.h"
 
 namespace thresher::TH_ISA {
 namespace {
 
-// Rows whose memory is asked for before they are used; of tiered rows the header first, then the record it names.
-constexpr int64_t ROWS_AHEAD = 16, HEADERS_AHEAD = 32;
-
-// The stages for rows of one width, and one optimizer.
+// What is done to rows of one width by one optimizer.
 struct Stages {
-  int (*gather)(const Source&, int64_t dim, int64_t u, int n, const Batch&);
-  void (*unpack)(const Table&, const int64_t* rows, int n, int vectors, const Batch&);
-  void (*apply)(int64_t dim, float width, const Constants&, const RowAt*, int n, const Batch&);
-  void (*pack)(const Table&, const int64_t* rows, int n, uint32_t stays, int vectors, const Batch&);
-  void (*sum_up)(int64_t dim, const Constants&, const RowAt*, int n, const Batch&, float* sums);
+  int64_t (*update_flat)(const Table&, const Source&, const Constants&, const float*, int64_t, int64_t, const Batch&);
+  int (*gather)(const Table&, const Source&, int64_t, int, const Batch&);
+  void (*fetch)(const Table&, const int64_t*, int, int, const Batch&);
+  void (*sum_up)(int64_t, const Constants&, int, const Batch&, float*);
+  void (*apply)(const Table&, const Constants&, const int64_t*, int, const Batch&, const float*);
+  void (*store)(const Table&, const int64_t*, int, uint32_t, int, const Batch&);
 };
 
 template <int KIND, class S>
 Stages stages_of_shape() {
-  return {gather<S>, unpack<S>, apply_rule<KIND, S>, pack<S>, sum_up<S>};
+  return {update_flat<KIND, S>, gather<S>, fetch<S>, sum_up<S>, apply_rule<KIND, S>, store<S>};
 }
 
 template <int KIND>
-Stages stages_of_width(int64_t dim) {
+Stages stages_of_width([[maybe_unused]] int64_t dim) {
 #if TH_LEVEL > 0
   switch (dim) {
     case 16: return stages_of_shape<KIND, Shape<1, false>>();
@@ -69,74 +67,42 @@ class TableRows {
 
   // Updates rows from .. to - 1; false stops the part.
   bool update(int64_t from, int64_t to) {
-    for (int64_t u = from; u < to; u += BATCH) {
-      const int n = to - u < BATCH ? static_cast<int>(to - u) : +BATCH;
-      ask_ahead(u);
-      const int bad = stages_.gather(source_, table_.dim, u, n, batch_);
-      if (bad < n) {
-        part_.bad_table = number_;
-        part_.bad_row = source_.rows[u + bad];
-        return false;
-      }
-      RowAt rows[BATCH];
-      locate(u, n, vectors_, rows);
-      stages_.apply(table_.dim, static_cast<float>(table_.full_dim), constants_, rows, n, batch_);
-      if (table_.desc && !keep(u, n)) return false;
-    }
-    return true;
+    const float* const sums = update_.row_sums ? update_.row_sums[number_] : nullptr;
+    if (table_.desc) return update_tiered(from, to, sums);
+    const int64_t bad = stages_.update_flat(table_, source_, constants_, sums, from, to, batch_);
+    return bad == to || is_bad(bad);
   }
 
   // Sums of squares of rows from .. to - 1.
   void sum_up(int64_t from, int64_t to) {
     for (int64_t u = from; u < to; u += BATCH) {
-      const int n = to - u < BATCH ? static_cast<int>(to - u) : +BATCH;
-      stages_.gather(source_, table_.dim, u, n, batch_);
-      RowAt rows[BATCH];
-      if (rule_.decay == L2_DECAY) locate(u, n, 0, rows);
-      stages_.sum_up(table_.dim, constants_, rows, n, batch_, update_.sums_out[number_] + u);
+      const int n = to - u < BATCH ? static_cast<int>(to - u) : BATCH;
+      stages_.gather(table_, source_, u, n, batch_);
+      if (rule_.decay == L2_DECAY) stages_.fetch(table_, source_.rows + u, n, 0, batch_);
+      stages_.sum_up(table_.dim, constants_, n, batch_, update_.sums_out[number_] + u);
     }
   }
 
  private:
-  int64_t row_ahead(int64_t u) const { return source_.rows[u < source_.unique ? u : source_.unique - 1]; }
-
-  TH_INLINE_MEMBER static void ask(const void* p, int64_t bytes) {
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(p) + i, 1);
+  bool is_bad(int64_t u) {
+    part_.bad_table = number_;
+    part_.bad_row = source_.rows[u];
+    return false;
   }
 
-  TH_INLINE_MEMBER void ask_ahead(int64_t u) const {
-    for (int b = 0; b < BATCH; b++) {
-      const int64_t row = row_ahead(u + ROWS_AHEAD + b);
-      if (table_.desc) {
-        const int64_t later = row_ahead(u + HEADERS_AHEAD + b);
-        __builtin_prefetch(table_.desc + 2 * later, 1);
-        __builtin_prefetch(table_.stat + 2 * later, 1);
-        const uint32_t place = table_.desc[2 * row];
-        const int tier = tier_of(place);
-        if (tier > DROPPED) ask(record_of(table_, tier, place & SLOT_MASK), table_.record_bytes[tier]);
-      } else {
-        ask(table_.weights + row * table_.dim, table_.dim * 4);
-        for (int v = 0; v < vectors_; v++) ask(table_.vectors[v] + row * table_.dim, table_.dim * 4);
-        if (table_.scalar) __builtin_prefetch(table_.scalar + row, 1);
-      }
+  bool update_tiered(int64_t from, int64_t to, const float* sums) {
+    float own[BATCH];
+    for (int64_t u = from; u < to; u += BATCH) {
+      const int n = to - u < BATCH ? static_cast<int>(to - u) : BATCH;
+      const int64_t* const rows = source_.rows + u;
+      const int bad = stages_.gather(table_, source_, u, n, batch_);
+      if (bad < n) return is_bad(u + bad);
+      stages_.fetch(table_, rows, n, vectors_, batch_);
+      if (has_scalar(rule_.kind) && !sums) stages_.sum_up(table_.dim, constants_, n, batch_, own);
+      stages_.apply(table_, constants_, rows, n, batch_, sums ? sums + u : own);
+      if (!keep(u, n)) return false;
     }
-  }
-
-  // Where rows u .. u + n - 1 are; tiered ones are decoded, with `vectors` of their optimizer's.
-  void locate(int64_t u, int n, int vectors, RowAt* rows) const {
-    if (table_.desc) stages_.unpack(table_, source_.rows + u, n, vectors, batch_);
-    for (int b = 0; b < n; b++) {
-      const int64_t row = source_.rows[u + b];
-      if (table_.desc) {
-        rows[b] = batch_.at(b, row);
-        rows[b].scalar = table_.stat + 2 * row;
-      } else {
-        rows[b].x = table_.weights + row * table_.dim;
-        for (int v = 0; v < vectors; v++) rows[b].state[v] = table_.vectors[v] + row * table_.dim;
-        rows[b].scalar = table_.scalar + row;
-      }
-      rows[b].sums = update_.row_sums ? update_.row_sums[number_] + u + b : nullptr;
-    }
+    return true;
   }
 
   // Stores updated rows of a tiered table, or stashes them where they need another record.
@@ -160,7 +126,7 @@ class TableRows {
       const int32_t floats = static_cast<int32_t>(batch_.width()) * (1 + vectors_);
       if (!stash(Move{row, number_, home, wanted, 0, bits_to_float(desc[1]), floats}, b)) return false;
     }
-    if (stays) stages_.pack(table_, source_.rows + u, n, stays, vectors_, batch_);
+    if (stays) stages_.store(table_, source_.rows + u, n, stays, vectors_, batch_);
     return true;
   }
 
@@ -168,8 +134,9 @@ class TableRows {
     float* const to = push(part_, move);
     if (!to) return false;
     const size_t bytes = static_cast<size_t>(batch_.width()) * sizeof(float);
-    std::memcpy(to, batch_.weights(b), bytes);
-    for (int v = 0; v < vectors_; v++) std::memcpy(to + (v + 1) * batch_.width(), batch_.state(b, v), bytes);
+    const Blocks row = batch_.blocks(b);
+    std::memcpy(to, row.x, bytes);
+    for (int v = 0; v < vectors_; v++) std::memcpy(to + (v + 1) * batch_.width(), row.state[v], bytes);
     return true;
   }
 

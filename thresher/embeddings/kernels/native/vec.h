@@ -1,6 +1,8 @@
 // Sixteen fp32 lanes (Vec) and sixteen 32-bit ones (Ints), the same results to the bit whatever the processor has.
 //
-// One rounding after each operation; conversions round to nearest even; min(a, b) is a < b ? a : b.
+// One rounding after each operation; conversions round to nearest even; min(a, b) is a < b ? a : b;
+// add_exact(a, b, c) is a + b * c where fp32 holds the product exactly.
+//
 // `n` of loads and stores counts lanes (1..16): lanes beyond are read as 0 and not written, nor is their memory touched.
 #pragma once
 #include <cstdint>

@@ -33,6 +33,7 @@ static inline Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 static inline Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 static inline Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 static inline Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline Vec add_exact(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(b.v, c.v, a.v)}; }
 static inline Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 static inline Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -51,6 +52,9 @@ static inline Vec as_floats(Ints a) { return {_mm512_castsi512_ps(a.v)}; }
 // Signed 32-bit to fp32, and back towards zero.
 static inline Vec to_floats(Ints a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline Ints to_ints(Vec a) { return {_mm512_cvttps_epi32(a.v)}; }
+static inline Ints floor_to_ints(Vec a) {
+  return {_mm512_cvt_roundps_epi32(a.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+}
 
 static inline Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
 static inline Ints operator-(Ints a, Ints b) { return {_mm512_sub_epi32(a.v, b.v)}; }

@@ -47,6 +47,7 @@ static inline Vec operator+(Vec a, Vec b) { TH_LANES(Vec, a.v[k] + b.v[k]); }
 static inline Vec operator-(Vec a, Vec b) { TH_LANES(Vec, a.v[k] - b.v[k]); }
 static inline Vec operator*(Vec a, Vec b) { TH_LANES(Vec, a.v[k] * b.v[k]); }
 static inline Vec operator/(Vec a, Vec b) { TH_LANES(Vec, a.v[k] / b.v[k]); }
+static inline Vec add_exact(Vec a, Vec b, Vec c) { return a + b * c; }
 static inline Vec sqrt(Vec a) { TH_LANES(Vec, __builtin_sqrtf(a.v[k])); }
 static inline Vec min(Vec a, Vec b) { TH_LANES(Vec, a.v[k] < b.v[k] ? a.v[k] : b.v[k]); }
 static inline Vec max(Vec a, Vec b) { TH_LANES(Vec, a.v[k] > b.v[k] ? a.v[k] : b.v[k]); }
@@ -73,6 +74,7 @@ static inline Vec as_floats(Ints a) { TH_LANES(Vec, as_float(a.v[k])); }
 // Signed 32-bit to fp32, and back towards zero (of values within 32 bits).
 static inline Vec to_floats(Ints a) { TH_LANES(Vec, static_cast<float>(static_cast<int32_t>(a.v[k]))); }
 static inline Ints to_ints(Vec a) { TH_LANES(Ints, static_cast<uint32_t>(static_cast<int32_t>(a.v[k]))); }
+static inline Ints floor_to_ints(Vec a) { return to_ints(floor(a)); }
 
 static inline Ints operator+(Ints a, Ints b) { TH_LANES(Ints, a.v[k] + b.v[k]); }
 static inline Ints operator-(Ints a, Ints b) { TH_LANES(Ints, a.v[k] - b.v[k]); }
