@@ -4,7 +4,7 @@ import runpy
 
 from setuptools import setup
 
-PINS = runpy.run_path("thresher/pins.py")["PINS"]
+VERSIONS = runpy.run_path("thresher/pins.py")
 NATIVE = runpy.run_path("thresher/embeddings/kernels/native/build.py")
 
 LIBRARIES = [
@@ -34,11 +34,12 @@ CHECKS = [
     "ruff~=0.17.6",
     "scikit-learn",
     "setuptools>=77",
+    f"triton=={VERSIONS['TRITON']}; platform_system == 'Linux'",
     "types-PyYAML",
 ]
 
 setup(
-    install_requires=[f"{name}=={version}" for name, version in PINS.items()] + LIBRARIES,
+    install_requires=[f"{name}=={version}" for name, version in VERSIONS["PINS"].items()] + LIBRARIES,
     extras_require={"dev": CHECKS},
     ext_modules=[NATIVE["extension"]()],
     cmdclass={"build_ext": NATIVE["BuildKernels"]},

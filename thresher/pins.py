@@ -13,3 +13,5 @@ PINS: dict[str, str] = {
     "numpy": "2.4.6",
 }
 """Distribution name to exact version. On CPU ``fbgemm-gpu`` is the shim of ``packaging/fbgemm-gpu-cpu``."""
+TRITON = "3.7.1"
+"""The version that torch brings along for CUDA; a CPU build of torch has none, and only tests need it there."""

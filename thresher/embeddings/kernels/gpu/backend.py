@@ -10,6 +10,7 @@ from thresher.embeddings.kernels.bags import Bags, Pooling
 from thresher.embeddings.kernels.checks import bad_gradient
 from thresher.embeddings.kernels.gpu import lookup, maintain
 from thresher.embeddings.kernels.gpu.gradients import gradients_of, sums_of_squares
+from thresher.embeddings.kernels.gpu.kernel import TILE
 from thresher.embeddings.kernels.gpu.layout import counts_of, settle
 from thresher.embeddings.kernels.gpu.rules import constants_of
 from thresher.embeddings.kernels.gpu.slots import by_tier
@@ -34,29 +35,32 @@ class TritonBackend:
 
     Args:
         piece: a larger one keeps to the contract for longer runs, at the cost of time where a row is very frequent.
+        tile: numbers (rows x columns) that a program handles at once; a power of two. Changes no result.
     """
 
     name = "triton"
 
-    def __init__(self, piece: int = PIECE) -> None:
-        self._piece, self._plain = piece, Reference()
+    def __init__(self, piece: int = PIECE, tile: int = TILE) -> None:
+        self._piece, self._tile, self._plain = piece, tile, Reference()
 
     @torch.no_grad()
     def sort(self, tables: Sequence[Table], bags: Bags) -> Sorted:
         """See the contract."""
-        runs = sorted_runs(tables, bags, self._piece)
+        runs = sorted_runs(tables, bags, self._piece, self._tile)
         return Sorted(bags, tuple(runs.per_table(runs.row)), runs)
 
     @torch.no_grad()
     def lookup(self, tables: Sequence[Table], bags: Bags, checked: Sorted | None = None) -> Tensor:
         """See the contract."""
-        layout, places = looked_up(tables, bags) if checked is None else (checked.handle.layout, checked.handle.places)
+        layout, places = (
+            looked_up(tables, bags, self._tile) if checked is None else (checked.handle.layout, checked.handle.places)
+        )
         return lookup.pooled(layout, bags, places)
 
     @torch.no_grad()
     def weight_gradient(self, tables: Sequence[Table], bags: Bags, grad: Tensor) -> Tensor:
         """See the contract."""
-        layout, places = looked_up(tables, bags)
+        layout, places = looked_up(tables, bags, self._tile)
         return lookup.weight_gradient(layout, bags, places, grad.contiguous())
 
     @torch.no_grad()
@@ -109,7 +113,7 @@ class TritonBackend:
     @torch.no_grad()
     def demote(self, table: TieredTable, first: int, count: int, keep_from: Sequence[float]) -> int:
         """See the contract."""
-        return maintain.demote_rows(table, first, count, keep_from)
+        return maintain.demote_rows(table, first, count, keep_from, self._tile)
 
     def compact(self, table: TieredTable, tier: Tier) -> None:
         """See the contract."""

@@ -6,7 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from thresher.embeddings.kernels.gpu.kernel import TILE, jit, launch, rows_of
+from thresher.embeddings.kernels.gpu.kernel import TILE, jit, launch
 from thresher.embeddings.kernels.gpu.lookup import read_rows
 from thresher.embeddings.kernels.gpu.records import inside_of
 from thresher.embeddings.kernels.gpu.rules import column_sums, l2_gradient
@@ -43,7 +43,7 @@ def gradients_of(runs: Runs, grad: Tensor) -> Gradients:
     if runs.long is None:
         return Gradients(runs, grad, None)
     layout, cut = runs.layout, runs.long
-    count, rows = cut.table.numel(), rows_of(layout.block)
+    count, rows = cut.table.numel(), layout.rows
     pieces = torch.empty(count, layout.block, device=grad.device)
     launch(
         _add_pieces,
@@ -57,7 +57,7 @@ def gradients_of(runs: Runs, grad: Tensor) -> Gradients:
 def sums_of_squares(gradients: Gradients, rules: Tensor) -> Tensor:
     """[U] fp32: of the columns of each row's gradient, L2 decay included."""
     runs, layout = gradients.runs, gradients.runs.layout
-    count, rows = runs.row.numel(), rows_of(layout.block)
+    count, rows = runs.row.numel(), layout.rows
     sums = torch.empty(count, device=gradients.grad.device)
     launch(
         _square,

@@ -6,8 +6,9 @@ from typing import Any
 import triton
 
 TILE = 1024
-"""Numbers a program handles at once: rows of a tile times columns."""
-WARPS = 4
+"""Numbers that a program handles at once."""
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}
+"""Of all kernels: every operation is rounded once (no fused multiply-add), small numbers are not flushed to zero."""
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -19,19 +20,11 @@ def jit(function: Callable[..., Any]) -> Any:
 
 
 def launch(kernel: Any, programs: int, *arguments: Any) -> None:
-    """Starts ``programs`` instances of a kernel; nothing for none.
-
-    Multiplications and additions stay apart (no fused multiply-add), as the contract of backends wants.
-    """
+    """Starts ``programs`` instances of a kernel; nothing for none."""
     if programs:
-        kernel[(programs,)](*arguments, num_warps=WARPS, enable_fp_fusion=False)
+        kernel[(programs,)](*arguments, **OPTIONS)
 
 
 def block_of(dim: int) -> int:
     """Columns of a tile for rows of up to ``dim`` numbers: a power of two, at least 16."""
     return max(16, 1 << (dim - 1).bit_length())
-
-
-def rows_of(block: int) -> int:
-    """Rows of a tile of ``block`` columns."""
-    return max(1, TILE // block)

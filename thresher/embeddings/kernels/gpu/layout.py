@@ -59,7 +59,7 @@ class Layout:
 
     Attributes:
         numbers: [tables, WIDTH] int64, as above.
-        block: columns of a tile.
+        block, rows: columns and rows of a tile.
         levels: bit t is set if a row of tier t can occur.
         align: at most 16; divides every table's width, and the address of every record's weights and vectors.
         tiered: whether any table has tiers.
@@ -67,13 +67,14 @@ class Layout:
 
     numbers: Tensor
     block: int
+    rows: int
     levels: int
     align: int
     tiered: bool
 
 
-def layout_of(tables: Sequence[Table]) -> Layout:
-    """The layout of ``tables``, all on one device."""
+def layout_of(tables: Sequence[Table], tile: int) -> Layout:
+    """The layout of ``tables``, all on one device, with tiles of about ``tile`` numbers."""
     numbers = [_tiered(table) if isinstance(table, TieredTable) else _flat(table) for table in tables]
     levels = align = 0
     for row in numbers:
@@ -81,9 +82,11 @@ def layout_of(tables: Sequence[Table]) -> Layout:
         align = math.gcd(align, row[DIM.value])
         for first in (WEIGHTS, STRIDE, FIRST, SECOND, STATE_STRIDE):
             align = math.gcd(align, *row[first.value : first.value + _TIERS])
+    block = block_of(max(table.dim for table in tables))
     return Layout(
         numbers=torch.tensor(numbers, dtype=torch.int64).to(tables[0].device),
-        block=block_of(max(table.dim for table in tables)),
+        block=block,
+        rows=max(1, tile // block),
         levels=levels,
         align=math.gcd(align, 16),
         tiered=any(isinstance(table, TieredTable) for table in tables),

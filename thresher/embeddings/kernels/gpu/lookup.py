@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thresher.embeddings.kernels.bags import Bags, Pooling
-from thresher.embeddings.kernels.gpu.kernel import jit, launch, rows_of
+from thresher.embeddings.kernels.gpu.kernel import jit, launch
 from thresher.embeddings.kernels.gpu.layout import Layout
 from thresher.embeddings.kernels.gpu.places import Places
 from thresher.embeddings.kernels.gpu.records import inside_of, places_of, read_weights
@@ -15,7 +15,7 @@ from thresher.embeddings.kernels.gpu.rules import column_sums
 def pooled(layout: Layout, bags: Bags, places: Places) -> Tensor:
     """The output of a lookup."""
     output = torch.zeros(places.shape, device=bags.ids.device)
-    rows, count = rows_of(layout.block), places.table.numel()
+    rows, count = layout.rows, places.table.numel()
     launch(
         _pool,
         -(-count // rows),
@@ -28,7 +28,7 @@ def pooled(layout: Layout, bags: Bags, places: Places) -> Tensor:
 
 def weight_gradient(layout: Layout, bags: Bags, places: Places, grad: Tensor) -> Tensor:
     """[n] fp32: each row times the gradient of its bag's vector (its sum where the bag is pooled by MEAN)."""
-    count, rows = bags.ids.numel(), rows_of(layout.block)
+    count, rows = bags.ids.numel(), layout.rows
     result = torch.zeros(count, device=grad.device)
     launch(
         _weigh,

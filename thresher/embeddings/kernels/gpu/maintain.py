@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from thresher.embeddings.kernels.gpu.generator import row_keys
-from thresher.embeddings.kernels.gpu.kernel import jit, launch, rows_of
+from thresher.embeddings.kernels.gpu.kernel import jit, launch
 from thresher.embeddings.kernels.gpu.layout import FIRST, SECOND, Layout, counts_of, layout_of, settle
 from thresher.embeddings.kernels.gpu.records import (
     inside_of,
@@ -29,10 +29,10 @@ _FIRST_STATE = tl.constexpr(DEMOTED + FIRST_STATE)
 _SECOND_STATE = tl.constexpr(DEMOTED + SECOND_STATE)
 
 
-def demote_rows(table: TieredTable, first: int, count: int, keep_from: Sequence[float]) -> int:
+def demote_rows(table: TieredTable, first: int, count: int, keep_from: Sequence[float], tile: int) -> int:
     """Lowers rows ``first`` .. ``first + count - 1`` as the contract says, and returns how many moved."""
     rows = torch.arange(first, min(first + count, table.rows), device=table.device)
-    layout, counts = layout_of([table]), counts_of([table])
+    layout, counts = layout_of([table], tile), counts_of([table])
     old = table.desc[first : first + count, 0].clone()
     bounds = torch.tensor([0, rows.numel()], device=table.device)
     movers = Movers(layout.numbers, counts, torch.zeros_like(old), bounds, old)
@@ -56,7 +56,7 @@ def _lowered(table: TieredTable, old: Tensor, priority: Tensor, keep_from: Seque
 
 
 def _launch(layout: Layout, counts: Tensor, rows: Tensor, moved: Tensor, places: Tensor, vectors: int) -> None:
-    count, tile = rows.numel(), rows_of(layout.block)
+    count, tile = rows.numel(), layout.rows
     launch(
         _relocate,
         -(-count // tile),

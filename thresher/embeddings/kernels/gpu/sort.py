@@ -63,7 +63,7 @@ class Cut:
     ends: Tensor
 
 
-def looked_up(tables: Sequence[Table], bags: Bags) -> tuple[Layout, Places]:
+def looked_up(tables: Sequence[Table], bags: Bags, tile: int) -> tuple[Layout, Places]:
     """Checked ids and offsets, as kernels walk over them.
 
     Raises:
@@ -75,16 +75,16 @@ def looked_up(tables: Sequence[Table], bags: Bags) -> tuple[Layout, Places]:
     places = places_of(tables, bags)
     if bool(_is_bad(tables, bags, places)):
         check_bags(tables, bags)
-    return layout_of(tables), places
+    return layout_of(tables, tile), places
 
 
-def sorted_runs(tables: Sequence[Table], bags: Bags, piece: int) -> Runs:
-    """The runs of a lookup; those longer than ``piece`` are cut.
+def sorted_runs(tables: Sequence[Table], bags: Bags, piece: int, tile: int) -> Runs:
+    """The runs of a lookup; those longer than ``piece`` are cut. ``tile`` as in :func:`layout_of`.
 
     Raises:
         BadIds: an id is no row, or an offset out of order.
     """
-    layout, places = looked_up(tables, bags)
+    layout, places = looked_up(tables, bags, tile)
     device, ids = bags.ids.device, bags.ids.to(torch.int64)
     firsts = [0]
     for table in tables:

@@ -19,7 +19,7 @@ from torch import Tensor
 from thresher.embeddings.kernels.backend import UpdateStats
 from thresher.embeddings.kernels.gpu.generator import row_keys
 from thresher.embeddings.kernels.gpu.gradients import Gradients, row_gradients, run_sums
-from thresher.embeddings.kernels.gpu.kernel import TILE, jit, launch, rows_of
+from thresher.embeddings.kernels.gpu.kernel import TILE, jit, launch
 from thresher.embeddings.kernels.gpu.layout import (
     DESC,
     ENTRY,
@@ -152,7 +152,7 @@ def _launch_apply(
     name: RowOptimizerName,
 ) -> None:
     runs, layout = gradients.runs, gradients.runs.layout
-    count, rows = runs.row.numel(), rows_of(layout.block)
+    count, rows = runs.row.numel(), layout.rows
     launch(
         _apply,
         -(-count // rows),
