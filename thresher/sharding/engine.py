@@ -26,6 +26,7 @@ from thresher.embeddings.rows.region import Region
 from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.rows.tiers import Tier
 from thresher.embeddings.tables import TableInfo
+from thresher.errors import PlanError
 from thresher.sharding.columns import ColumnGroups, OwnColumns, RowSums
 
 
@@ -124,6 +125,12 @@ class Engine:
         return DynamicRows(tables, directories, backend, {n: _cut(shards[n]) for n in raw})
 
     def _tiered(self, shard: ShardedEmbeddingTable, path: str, device: torch.device) -> TieredTable:
+        if shard.weight_init_min is not None or shard.weight_init_max is not None:
+            raise PlanError(
+                "rows with tiers or raw ids start uniform on (-s, s), not between weight_init_min and weight_init_max",
+                where=f"table '{path}'",
+                fix="leave both out, and set init_scale of the optimizer",
+            )
         plan = self.plans.get(path)
         levels, entry = (plan.levels, plan.entry) if plan is not None else ((Tier.FP32,), Tier.FP32)
         row0, col0 = shard.local_metadata.shard_offsets

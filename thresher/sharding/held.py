@@ -70,6 +70,7 @@ class ShardedTables:
         self.tables = tuple(table for kernel in self._kernels for table in _tables(kernel))
         self.controller: TierController | None = None
         self._importance: Importance | None = None
+        self._open = False
         if self.engine.tiers is not None:
             self._begin(collections)
 
@@ -81,16 +82,26 @@ class ShardedTables:
 
     def step(self) -> None:
         """Ends a training step: moves rows between tiers when it is time. Collective; nothing without tiers."""
+        self._open = False
         if self.controller is not None:
             self.controller.after_step(kernel.group.stats for kernel in self._kernels)
+
+    def follow(self, model: nn.Module) -> None:
+        """Ends each training step of ``model`` by itself: when the next forward that trains begins."""
+        model.register_forward_pre_hook(self._begin_step)
+
+    def _begin_step(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if torch.is_grad_enabled():
+            if self._open:
+                self.step()
+            self._open = True
 
     def forget(self) -> None:
         """Sets all rows of tables with tiers to their initial values, which take no memory."""
         for table in self.tiered():
-            if bool(table.desc.any()):
-                table.desc.zero_()
-                table.count.zero_()
-            table.stat.zero_()
+            if bool(table.count.any()):
+                for memory in (table.desc, table.stat, table.count):
+                    memory.zero_()
 
     def tiered(self) -> list[TieredTable]:
         """Storage of the tables with tiers."""

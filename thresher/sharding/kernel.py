@@ -24,6 +24,8 @@ from thresher.sharding.states import CountingGroup, GroupOptimizer
 class TableKernel(BaseEmbedding, FusedOptimizerModule):  # type: ignore[misc]
     """Looks a group of tables up; the backward updates their rows.
 
+    As in TorchRec, fp32 tables start uniform between the bounds of their configuration, from torch's generator.
+
     Args:
         module: path of the collection in the model.
         pooling: of the group on this rank: where rows are cut, means are divided elsewhere, and are sums here.
@@ -60,6 +62,9 @@ class TableKernel(BaseEmbedding, FusedOptimizerModule):  # type: ignore[misc]
             engine.exchange(shards),
             engine.dynamic_rows(shards, tables, backend),
         )
+        for shard, table in zip(shards, tables, strict=True):
+            if isinstance(table, FlatTable):
+                table.weights.uniform_(shard.get_weight_init_min(), shard.get_weight_init_max())
         self._optimizer = GroupOptimizer(self.group, shards, self.split_embedding_weights(), pg)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:

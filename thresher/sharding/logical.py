@@ -7,6 +7,7 @@ tier, rows never updated get the table's entry tier, optimizer vectors become 0.
 (``copy_``) or rows filled anew (``uniform_``, ``normal_``, ``fill_``, ``zero_``); any other change in place is refused.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,8 @@ from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.utils._pytree import tree_map
 
 from thresher.embeddings.kernels.backend import pick_backend
-from thresher.embeddings.rows.tiered import TieredTable
-from thresher.embeddings.rows.tiers import STORED
+from thresher.embeddings.rows.tiered import HIGH, TieredTable
+from thresher.embeddings.rows.tiers import STORED, Tier, state_bytes, state_offset, weight_bytes
 from thresher.errors import PlanError
 
 BLOCK_ROWS = 1 << 14
@@ -106,6 +107,10 @@ class LogicalRows(Tensor):
                 yield start, Window(window.table, first, count)
                 start += count
 
+    def is_finite(self) -> bool:
+        """Whether the records of the tables behind the windows hold finite numbers only; decodes nothing."""
+        return all(_is_finite(table) for table in dict.fromkeys(window.table for window in self.windows))
+
     def cpu(self, *args: Any, **kwargs: Any) -> Tensor:
         """A plain tensor in CPU memory."""
         return self.read().cpu()
@@ -115,6 +120,33 @@ class LogicalRows(Tensor):
 
     def __repr__(self, *, tensor_contents: Any = None) -> Any:  # type: ignore[override]
         return f"LogicalRows({self.windows[0].table.path}, {tuple(self.shape)})"
+
+
+def is_finite(weights: Tensor) -> bool:
+    """Whether a parameter holds finite numbers only."""
+    if isinstance(weights, LogicalRows):
+        return weights.is_finite()
+    # In float64 finite floats do not add up to infinity; what is not finite stays so in a sum.
+    return math.isfinite(float(weights.detach().sum(dtype=torch.float64)))
+
+
+def _is_finite(table: TieredTable) -> bool:
+    scales = table.desc[:, 1].contiguous().view(torch.float32)
+    return bool(scales.isfinite().all()) and all(
+        bool(part.isfinite().all()) for tier in table.stored_levels for part in _numbers(table, tier)
+    )
+
+
+def _numbers(table: TieredTable, tier: Tier) -> Iterator[Tensor]:
+    """Floats in the records of a tier, [slots, numbers] each: weights of fp16 and fp32, and optimizer vectors."""
+    size, start = table.record_bytes(tier), state_offset(tier, table.dim)
+    records = table.slabs[tier][: int(table.count[tier, HIGH]) * size].view(-1, size)
+    weights = {Tier.FP32: torch.float32, Tier.FP16: torch.float16}.get(tier)
+    for block in torch.split(records, BLOCK_ROWS):
+        if weights is not None:
+            yield block[:, : weight_bytes(tier, table.dim)].contiguous().view(weights)
+        vectors = block[:, start : start + state_bytes(tier, table.dim, table.n_vectors)].contiguous()
+        yield vectors.view(torch.float32 if tier is Tier.FP32 else torch.bfloat16)
 
 
 def own_rows(tables: nn.ModuleDict, state_dict: dict[str, Any], prefix: str) -> dict[str, Tensor]:

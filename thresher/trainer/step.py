@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from thresher.data.batch import Batch
 from thresher.embeddings.policy.importance import sample_importance
 from thresher.errors import ThresherError
+from thresher.sharding.logical import is_finite
 from thresher.sharding.model import ShardedModel
 from thresher.trainer.config import TrainConfig
 from thresher.trainer.model import Model
@@ -105,8 +106,7 @@ def require_finite_weights(model: nn.Module, step: int) -> None:
         TrainingDiverged: names the first such parameter.
     """
     for name, parameter in model.named_parameters():
-        # In float64 finite floats do not add up to infinity; what is not finite stays so in a sum.
-        if not math.isfinite(float(parameter.detach().sum(dtype=torch.float64))):
+        if not is_finite(parameter):
             raise TrainingDiverged(f"'{name}' holds values that are not finite", where=f"step {step}", fix=CURE)
 
 
