@@ -39,13 +39,13 @@ void with_shape(int64_t dim, const Use& use) {
 
 // Calls use(shape, rows) for the rows of a table.
 template <class Use>
-void with_rows(const Table& table, const Scratch& scratch, const Use& use) {
+void with_rows(const Table& table, const Scratch& scratch, const Ids& ids, const Use& use) {
   with_shape(table.dim, [&](const auto& shape) {
     using S = std::decay_t<decltype(shape)>;
     if (table.desc) {
-      use(shape, Rows<S, true>(table, scratch));
+      use(shape, TieredRows<S>(table, scratch, ids));
     } else {
-      use(shape, Rows<S, false>(table, scratch));
+      use(shape, FlatRows<S>(table, scratch, ids));
     }
   });
 }
@@ -92,30 +92,23 @@ void for_segments(const Lookup& lookup, int64_t begin, int64_t end, const Use& u
   }
 }
 
-// Asks for what comes some rows after number i of ids that end at `end`.
-template <class R>
-TH_INLINE void ask_ahead(const R& rows, const Ids& ids, int64_t i, int64_t end) {
-  if (R::TIERED && i + HEADERS_AHEAD < end) rows.ask_header(ids[i + HEADERS_AHEAD]);
-  if (i + rows.ahead < end) rows.ask_record(ids[i + rows.ahead]);
-}
-
 template <bool WEIGHTED, class S, class R>
-void pool(const S& shape, const R& rows, const Scratch& scratch, const Lookup& lookup, const Segment& segment) {
+void pool(const S& shape, R rows, const Scratch& scratch, const Lookup& lookup, const Segment& segment) {
   const Bags& bags = *lookup.bags;
-  const Ids ids(bags.ids, bags.wide_ids);
   Vec here[S::FIXED ? S::FIXED : 1];
   Vec* const total = S::FIXED ? here : scratch.vector(0);
   const int64_t stride = bags.stride[segment.feature];
   float* out = lookup.out + bags.start[segment.feature] +
                (segment.bag - bags.first_bag[segment.feature]) * stride;
   int64_t i = segment.begin;
+  rows.begin(i, segment.end);
   for (int64_t bag = segment.bag; bag < segment.last_bag; ++bag, out += stride) {
     const int64_t first = i, end = bags.offsets[bag + 1];
     TH_BLOCKS(j, shape) total[j] = zeros();
     for (; i < end; ++i) {
-      ask_ahead(rows, ids, i, segment.end);
+      rows.advance(i, segment.end);
       const Vec weight = floats(WEIGHTED ? bags.weights[i] : 1.0f);
-      rows.visit(ids[i], [&](int j, Vec x) TH_ALWAYS { total[j] = total[j] + (WEIGHTED ? weight * x : x); });
+      rows.visit(i, [&](int j, Vec x) TH_ALWAYS { total[j] = total[j] + (WEIGHTED ? weight * x : x); });
     }
     if (bags.pooling == MEAN && end > first) {
       const Vec inverse = floats(1.0f / static_cast<float>(end - first));
@@ -126,35 +119,35 @@ void pool(const S& shape, const R& rows, const Scratch& scratch, const Lookup& l
 }
 
 template <bool WEIGHTED, class S, class R>
-void each_row(const S& shape, const R& rows, const Lookup& lookup, const Segment& segment) {
+void each_row(const S& shape, R rows, const Lookup& lookup, const Segment& segment) {
   const Bags& bags = *lookup.bags;
-  const Ids ids(bags.ids, bags.wide_ids);
   const int64_t dim = rows.dim;
+  rows.begin(segment.begin, segment.end);
   for (int64_t i = segment.begin; i < segment.end; ++i) {
-    ask_ahead(rows, ids, i, segment.end);
+    rows.advance(i, segment.end);
     float* out = lookup.out + i * dim;
     const Vec weight = floats(WEIGHTED ? bags.weights[i] : 1.0f);
-    rows.visit(ids[i], [&](int j, Vec x) TH_ALWAYS { shape.store(out, j, WEIGHTED ? weight * x : x); });
+    rows.visit(i, [&](int j, Vec x) TH_ALWAYS { shape.store(out, j, WEIGHTED ? weight * x : x); });
   }
 }
 
 template <class S, class R>
-void products(const S& shape, const R& rows, const Lookup& lookup, const Segment& segment) {
+void products(const S& shape, R rows, const Lookup& lookup, const Segment& segment) {
   const Bags& bags = *lookup.bags;
-  const Ids ids(bags.ids, bags.wide_ids);
   const bool pooled = bags.pooling != EACH;
   const int64_t stride = pooled ? bags.stride[segment.feature] : 0;
   const float* grad = lookup.grad;
   if (pooled) grad += bags.start[segment.feature] + (segment.bag - bags.first_bag[segment.feature]) * stride;
   int64_t i = segment.begin;
+  rows.begin(i, segment.end);
   for (int64_t bag = segment.bag; bag < segment.last_bag; ++bag, grad += stride) {
     const int64_t first = i, end = bags.offsets[bag + 1];
     const float inverse = 1.0f / static_cast<float>(end - first);
     for (; i < end; ++i) {
-      ask_ahead(rows, ids, i, segment.end);
+      rows.advance(i, segment.end);
       const float* g = pooled ? grad : grad + i * rows.dim;
       Vec total = zeros();
-      rows.visit(ids[i], [&](int j, Vec x) TH_ALWAYS { total = total + shape.load(g, j) * x; });
+      rows.visit(i, [&](int j, Vec x) TH_ALWAYS { total = total + shape.load(g, j) * x; });
       lookup.weight_grad[i] = bags.pooling == MEAN ? sum(total) * inverse : sum(total);
     }
   }
@@ -196,7 +189,7 @@ bool look_up(const Lookup& lookup, int64_t begin, int64_t end) {
   if (scratch.failed()) return false;
   const Bags& bags = *lookup.bags;
   for_segments(lookup, begin, end, [&](const Segment& segment) {
-    with_rows(table_of(lookup, segment), scratch, [&](const auto& shape, const auto& rows) {
+    with_rows(table_of(lookup, segment), scratch, Ids(bags.ids, bags.wide_ids), [&](const auto& shape, auto rows) {
       if (bags.pooling == EACH) {
         bags.weights ? each_row<true>(shape, rows, lookup, segment) : each_row<false>(shape, rows, lookup, segment);
       } else {
@@ -212,8 +205,8 @@ bool weight_gradient(const Lookup& lookup, int64_t begin, int64_t end) {
   const Scratch scratch(widest(lookup));
   if (scratch.failed()) return false;
   for_segments(lookup, begin, end, [&](const Segment& segment) {
-    with_rows(table_of(lookup, segment), scratch,
-              [&](const auto& shape, const auto& rows) { products(shape, rows, lookup, segment); });
+    with_rows(table_of(lookup, segment), scratch, Ids(lookup.bags->ids, lookup.bags->wide_ids),
+              [&](const auto& shape, auto rows) { products(shape, rows, lookup, segment); });
   });
   return true;
 }
@@ -222,12 +215,12 @@ bool read_rows(const Reading& reading, int64_t begin, int64_t end) {
   const Table& table = *reading.table;
   const Scratch scratch(table.dim);
   if (scratch.failed()) return false;
-  const Ids ids(reading.rows, true);
-  with_rows(table, scratch, [&](const auto& shape, const auto& rows) {
+  with_rows(table, scratch, Ids(reading.rows, true), [&](const auto& shape, auto rows) {
+    rows.begin(begin, end);
     for (int64_t i = begin; i < end; ++i) {
-      ask_ahead(rows, ids, i, end);
+      rows.advance(i, end);
       float* out = reading.out + i * table.dim;
-      rows.visit(ids[i], [&](int j, Vec x) TH_ALWAYS { shape.store(out, j, x); });
+      rows.visit(i, [&](int j, Vec x) TH_ALWAYS { shape.store(out, j, x); });
     }
   });
   return true;
