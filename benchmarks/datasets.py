@@ -27,10 +27,12 @@ SETS: dict[str, tuple[str, dict[str, Any]]] = {
     "criteo": ("criteo", {"valid": 0.0, "test": 0.2, **FREQUENT}),
     "criteo-tuning": ("criteo", {"valid": 0.1, "test": 0.2, **FREQUENT}),
     "avazu": ("avazu", {"valid": 0.0, "test": 0.2, "ids": "vocabulary", "min_count": 2}),
+    "avazu-tuning": ("avazu", {"valid": 0.15, "test": 0.2, "ids": "vocabulary", "min_count": 2}),
     "kuairand": ("kuairand", {"labels": ["is_click"], "valid": 0.0, "test": 0.2, "ids": "vocabulary"}),
+    "kuairand-tuning": ("kuairand", {"labels": ["is_click"], "valid": 0.1, "test": 0.2, "ids": "vocabulary"}),
 }
-"""Recipe and options. ``criteo-tuning`` holds a part of the training rows out, on which settings were chosen; the test
-rows of both are the same."""
+"""Recipe and options. A set with ``-tuning`` holds a part of the training rows out, on which settings are chosen; the
+test rows are the same."""
 
 
 FILES: dict[str, tuple[str, dict[str, str]]] = {

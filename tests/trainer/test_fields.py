@@ -13,7 +13,7 @@ from thresher.errors import ConfigError
 from thresher.trainer.assemble import assemble
 from thresher.trainer.run import restore
 
-SCORED = {"fields.score_every": 5, "train.max_steps": 20, "data.test": ""}
+SCORED = {"fields.score_every": 5, "fields.look_every": 1, "train.max_steps": 20, "data.test": ""}
 DROPPED = SCORED | {
     "fields.rounds": 2,
     "fields.finetune_steps": 4,

@@ -15,6 +15,7 @@ class FieldConfig(Settings):
 
     Attributes:
         score_every: steps between scorings; 0 for none of all this.
+        look_every: one step in so many counts for scores. Looking costs some percent of a step.
         start_after: steps without scores at the beginning, while the model knows little.
         rounds: at most so many; 0 scores and reports only.
         fields_per_round: fields dropped in a round.
@@ -30,6 +31,7 @@ class FieldConfig(Settings):
     """
 
     score_every: int = Field(default=0, ge=0)
+    look_every: int = Field(default=4, ge=1)
     start_after: int = Field(default=0, ge=0)
     rounds: int = Field(default=0, ge=0)
     fields_per_round: int = Field(default=1, ge=1)
@@ -55,6 +57,10 @@ class FieldConfig(Settings):
     def check_after(self) -> int:
         """Steps between a drop and its validation."""
         return self.finetune_steps or self.score_every
+
+    def looks(self, step: int) -> bool:
+        """Whether the step after ``step`` counts for scores."""
+        return step >= self.start_after and (step - self.start_after) % self.look_every == 0
 
     @model_validator(mode="after")
     def _scored_if_dropped(self) -> "FieldConfig":

@@ -42,6 +42,7 @@ class FieldPruning:
 
     Attributes:
         pruner: part of the model's weights, as it were: an evaluation needs it, too.
+        collections: the model's collections of tables by path.
 
     Raises:
         ConfigError: the model ranks items by their own vectors, a protected field is none of the model's, or a number
@@ -67,8 +68,8 @@ class FieldPruning:
         self._score = torch.full((len(fields),), math.nan, dtype=torch.float64)
         self._error = torch.full((len(fields),), math.nan, dtype=torch.float64)
         self._step = 0
-        modules = {path: _collection(sharded.wrapped, path) for path in {field.module for field in fields}}
-        attach(modules, self.pruner, self._scorer)
+        self.collections = {path: _collection(sharded.wrapped, path) for path in {field.module for field in fields}}
+        attach(self.collections, self.pruner, self._scorer)
         sharded.wrapped.register_forward_pre_hook(self._begin)
 
     def after_step(self, step: int, last: int, validate: Validate) -> list[FieldRecord]:
@@ -93,6 +94,14 @@ class FieldPruning:
             self._scorer.reset()
         return found
 
+    def scores(self) -> FieldScores:
+        """What the steps since the last scoring say. Collective."""
+        return self._scorer.read()
+
+    def means(self) -> Tensor:
+        """[columns of all fields] fp32: the mean of each field's vectors."""
+        return self._scorer.mean()
+
     def weights_state(self) -> "PrunedWeights":
         """The dropped fields and their constants, for a checkpoint."""
         return PrunedWeights(self.pruner, self._sharded)
@@ -116,9 +125,11 @@ class FieldPruning:
 
     def _begin(self, wrapped: nn.Module, given: tuple[Any, ...]) -> None:
         """Forward pre-hook of the model."""
-        if wrapped.training and torch.is_grad_enabled() and self._step >= self.config.start_after:
+        if wrapped.training and torch.is_grad_enabled() and self.config.looks(self._step):
             batch: Batch = given[0]
             self._scorer.begin(batch.weight, self._parts)
+        else:
+            self._scorer.pause()
 
     def _read(self, step: int) -> FieldRecord:
         scores = self._scorer.read()
