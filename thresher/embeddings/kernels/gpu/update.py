@@ -199,6 +199,14 @@ def _plan(
 
 
 @jit
+def finite_rows(g: tl.tensor, at: tl.tensor, live: tl.tensor, bad: tl.tensor) -> tl.tensor:
+    """[R]: whether all of a row is finite; ``bad`` becomes the lowest number ``at`` of a live row that is not."""
+    fine = tl.min((tl.abs(g) < float("inf")).to(tl.int32), axis=1) > 0
+    tl.atomic_min(bad + tl.zeros_like(at), at.to(tl.int64), mask=live & (fine == 0))
+    return fine
+
+
+@jit
 def _apply(
     numbers: tl.tensor,
     counts: tl.tensor,
@@ -234,8 +242,7 @@ def _apply(
     row = tl.load(row_numbers + at, mask=live, other=0)
     inside = inside_of(numbers, table, live, align, block)
     g = row_gradients(at, live, inside, starts, grad, source, factor, first_piece, pieces, piece, align, rows, block)
-    fine = tl.min((tl.abs(g) < float("inf")).to(tl.int32), axis=1) > 0
-    tl.atomic_min(bad + tl.zeros_like(at), at.to(tl.int64), mask=live & (fine == 0))
+    fine = finite_rows(g, at, live, bad)
     was = tl.load(old + at, mask=live, other=0)
     goes = tl.load(places + at, mask=live, other=0)
     tl.store(freed + at, tl.where(was == goes, 0, tl.where(fine, was, goes)), mask=live)
