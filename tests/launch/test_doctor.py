@@ -40,6 +40,16 @@ def test_a_trial_that_crashes_or_hangs_fails(monkeypatch: pytest.MonkeyPatch) ->
     assert doctor.tried("x", "import time; time.sleep(60)", "fix").found == "no answer within 1 s"
 
 
+def test_kernels_that_were_not_built_or_are_stale_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, state in [("compiled, AVX2", "ok"), ("not built, a slow reference works; install g++", "warn")]:
+        monkeypatch.setattr(doctor, "KERNELS_TRIAL", f"print({said!r})")
+        check = doctor.check_kernels()
+        assert check.state == state
+    assert (check.found, check.fix) == ("not built, a slow reference works", "install g++")
+    monkeypatch.undo()
+    assert doctor.check_kernels().found.startswith("compiled, ")
+
+
 def test_processes_that_cannot_talk_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "no-such-interface")
     check = doctor.check_processes()

@@ -25,6 +25,7 @@ FBGEMM_TRIAL = (
     "import torch, fbgemm_gpu; x = torch.ops.fbgemm.asynchronous_complete_cumsum(torch.tensor([2, 3])); "
     "assert x.tolist() == [0, 2, 5]; print('operators load')"
 )
+KERNELS_TRIAL = "from thresher.embeddings.kernels.native.library import status; print(status())"
 DEVICE_TRIAL = (
     "import torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
     "print(', '.join(torch.cuda.get_device_name(i) for i in range(n)) or f'cpu only (torch {torch.__version__})')"
@@ -68,6 +69,7 @@ def all_checks() -> Iterator[Check]:
     yield check_space("disk", Path.cwd(), 2 << 30, "free some, or set run_dir and data.path elsewhere")
     if fit.state == "ok":
         yield tried("fbgemm", FBGEMM_TRIAL, "install again: 'make setup' in a fresh checkout")
+        yield check_kernels()
         yield tried("device", DEVICE_TRIAL, "install again: 'make setup' in a fresh checkout")
         yield check_processes()
 
@@ -139,6 +141,15 @@ def tried(name: str, program: str, fix: str) -> Check:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return Check(name, "fail", f"exit code {done.returncode}: {last}", fix)
     return Check(name, "ok", done.stdout.strip())
+
+
+def check_kernels() -> Check:
+    """The compiled kernels of tables."""
+    found = tried("kernels", KERNELS_TRIAL, "install again: 'make setup' in a fresh checkout")
+    if found.state == "ok" and not found.found.startswith("compiled"):
+        what, _, fix = found.found.partition("; ")
+        return Check("kernels", "warn", what, fix)
+    return found
 
 
 def check_processes() -> Check:

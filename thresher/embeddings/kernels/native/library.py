@@ -169,8 +169,8 @@ def require() -> Library:
 def status() -> str:
     """One line about the compiled kernels, for people."""
     if not (FOLDER / LIBRARY).exists():
-        return "CPU kernels: not built, a slow reference does their work; " + _BUILD
+        return "not built, a slow reference does their work; " + _BUILD
     try:
-        return f"CPU kernels: compiled, {ISA_NAMES[Library().isa]}"
+        return f"compiled, {ISA_NAMES[Library().isa]}"
     except VersionError as error:
-        return f"CPU kernels: {error.what}; {error.fix}"
+        return f"{error.what}; {error.fix}"
