@@ -1,6 +1,5 @@
 """The compiled lookup: equal to the reference to the bit, on every instruction set and number of threads."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -82,29 +81,26 @@ def native(request, library) -> Iterator[Native]:
     library.set_isa(2)
 
 
-EXAMPLES = int(os.environ.get("THRESHER_EXAMPLES", "40"))
+@pytest.mark.parametrize("examples", [15, pytest.param(1000, marks=pytest.mark.slow)])
+def test_lookups_are_the_references(native: Native, examples: int) -> None:
+    @given(case=cases())
+    @settings(max_examples=examples, deadline=None)
+    def check(case: Case) -> None:
+        run_case(case, Compared(native))
 
-
-@given(case=cases())
-@settings(max_examples=EXAMPLES, deadline=None)
-def check(native: Native, case: Case) -> None:
-    run_case(case, Compared(native))
-
-
-def test_lookups_are_the_references(native: Native) -> None:
-    check(native)
+    check()
 
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 10, 16, 17, 18, 32, 48, 62, 64, 100, 128, 144, 256, 300, 1024)
 
 
-@pytest.mark.parametrize("dim", WIDTHS)
 @pytest.mark.parametrize("pooling", list(Pooling))
-def test_flat_tables_of_any_width(native: Native, dim: int, pooling: Pooling) -> None:
-    table = FlatTable("t", 50, dim, scalar=False, vectors=0)
-    table.weights.normal_()
-    bags = drawn([table], pooling, batch=7, length=5)
-    assert ours_like(native.lookup([table], bags), Reference().lookup([table], bags))
+def test_flat_tables_of_any_width(native: Native, pooling: Pooling) -> None:
+    for dim in WIDTHS:
+        table = FlatTable("t", 50, dim, scalar=False, vectors=0)
+        table.weights.normal_()
+        bags = drawn([table], pooling, batch=7, length=5)
+        assert ours_like(native.lookup([table], bags), Reference().lookup([table], bags)), dim
 
 
 @pytest.mark.parametrize("rows", [1, 2, 2048, 2049, 100_000, 5_000_000, (1 << 32) + 5])

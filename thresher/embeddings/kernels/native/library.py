@@ -127,7 +127,7 @@ class Library:
         return int(self.functions.th_set_isa(level))
 
     def map_call(self, name: str, *arguments: int) -> int:
-        """Calls a function of id_map.cpp: addresses of keys and numbers, slots, addresses of ids and values, their n."""
+        """Calls a function of id_map.cpp: addresses of keys, numbers; slots; addresses of ids, values; how many."""
         return int(getattr(self.functions, name)(*arguments))
 
     def touch_read(self, table: int, row_bytes: int, rows: int, n: int) -> int:
