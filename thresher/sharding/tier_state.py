@@ -122,8 +122,7 @@ class ModelState:
                 table.step, table.gain = found["step"], found["gain"]
                 table.promote_above, table.keep_from = list(found["promote_above"]), list(found["keep_from"])
         own: dict[str, Any] = self._module.state_dict()
-        read = {k: value for k, value in state_dict.items() if k != TIERS and value is not None}
-        self._module.load_state_dict(own | read)
+        self._module.load_state_dict(own | dict(state_dict))
 
     def _plain(self) -> dict[str, Any]:
         """The module's state without tables with tiers."""

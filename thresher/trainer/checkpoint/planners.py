@@ -4,7 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import (
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    create_default_local_load_plan,
+)
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 
@@ -27,7 +31,7 @@ class LoadPlanner(DefaultLoadPlanner):
     """Asks destinations for memory, and tells them when it is filled.
 
     Args:
-        destinations: by key. DCP puts None in their places in the state dict when it looks for meta tensors in it.
+        destinations: by key. They are no part of the state dict, in which DCP replaces what it does not know by None.
     """
 
     def __init__(self, destinations: Mapping[str, Destination]) -> None:
@@ -35,9 +39,10 @@ class LoadPlanner(DefaultLoadPlanner):
         self._destinations = destinations
 
     def create_local_plan(self) -> LoadPlan:
-        """What this rank reads."""
-        self.state_dict = {**self.state_dict, **self._destinations}
-        return super().create_local_plan()
+        """What this rank reads. Keys are taken as they are: DCP's own looks for those that torch 2.3 wrote, and where
+        ranks differ in keys it may take this checkpoint for such a one."""
+        assert self.metadata is not None
+        return create_default_local_load_plan({**self.state_dict, **self._destinations}, self.metadata, strict=True)
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """What is read into."""

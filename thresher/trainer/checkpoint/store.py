@@ -246,14 +246,15 @@ def _load(
 ) -> RestoredCheckpoint:
     reader = FileSystemReader(path)
     described = manifest.facts.get(PARTS, {})
-    plain = ranks.each(lambda: _prepared(state, reader.read_metadata().state_dict_metadata, described), path)
-    wanted = flattened(plain)
+    prepared = ranks.each(lambda: _prepared(state, reader.read_metadata().state_dict_metadata, described), path)
+    destinations = {key: value for key, value in flattened(prepared).items() if isinstance(value, Destination)}
+    plain = {name: _without_destinations(part) for name, part in prepared.items()}
+    wanted = flattened(plain) | destinations
     everyone = {key for keys in ranks.gather(list(wanted)) for key in keys}
     ranks.each(lambda: _require_fit(misfits(wanted, everyone, state, reader.read_metadata(), path)), path)
-    planner = LoadPlanner({key: value for key, value in wanted.items() if isinstance(value, Destination)})
     try:
         with _one_process_is_fine():
-            dcp_load(plain, storage_reader=reader, planner=planner, process_group=ranks.group)
+            dcp_load(plain, storage_reader=reader, planner=LoadPlanner(destinations), process_group=ranks.group)
     except CheckpointException as error:
         raise translated(error, path) from error
     ranks.each(lambda: _take_over(state, plain), path)
@@ -272,6 +273,14 @@ def _prepared(state: State, saved: Mapping[str, Any], described: Mapping[str, An
             own = {key.removeprefix(f"{name}."): found for key, found in saved.items() if key.startswith(f"{name}.")}
             plain[name] = part.prepare(own, described.get(name, {}))
     return plain
+
+
+def _without_destinations(part: Any) -> Any:
+    """The same state without them, as DCP takes it; ``part`` itself where it has none."""
+    if not isinstance(part, dict) or not any(isinstance(v, Destination) for v in flattened(part).values()):
+        return part
+    kept = {key: _without_destinations(value) for key, value in part.items() if not isinstance(value, Destination)}
+    return {key: value for key, value in kept.items() if not (isinstance(value, dict) and not value)}
 
 
 def _require_fit(found: list[CheckpointError]) -> None:
