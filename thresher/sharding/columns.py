@@ -20,6 +20,7 @@ from torchrec.distributed.types import ParameterSharding
 
 from thresher.embeddings.kernels.backend import Table
 from thresher.embeddings.rows.flat import FlatTable
+from thresher.errors import PlanError
 
 Holders = tuple[int, ...]
 """Ranks that hold columns of the same rows of a table, ascending."""
@@ -31,14 +32,21 @@ class ColumnGroups:
     def __init__(self) -> None:
         self._groups: dict[Holders, ProcessGroup] = {}
 
-    def prepare(self, plans: Iterable[ParameterSharding], rank: int) -> None:
-        """Makes the groups that tables placed like this need on ``rank``. All ranks call it with the same plans."""
+    def prepare(self, plans: Iterable[ParameterSharding], group: ProcessGroup) -> None:
+        """Makes the groups that tables placed like this need. All ranks call it with the same plans.
+
+        Ranks make also the groups that they are no part of: torch names groups by how many there were before.
+
+        Raises:
+            PlanError: ``group`` are not all ranks of the job.
+        """
         for plan in plans:
             shards = [] if plan.sharding_spec is None else plan.sharding_spec.shards
             for row0 in sorted({shard.shard_offsets[0] for shard in shards}):
                 ranks = holders(shards, row0)
-                if len(ranks) > 1 and rank in ranks and ranks not in self._groups:
-                    self._groups[ranks] = dist.new_group(list(ranks), use_local_synchronization=True)
+                if len(ranks) > 1 and ranks not in self._groups:
+                    _require_all(group)
+                    self._groups[ranks] = dist.new_group(list(ranks))
 
     def __getitem__(self, ranks: Holders) -> ProcessGroup:
         return self._groups[ranks]
@@ -47,6 +55,16 @@ class ColumnGroups:
 def holders(shards: Sequence[ShardMetadata], row0: int) -> Holders:
     """The ranks of the shards that start at row ``row0``."""
     return tuple(sorted({_rank(shard) for shard in shards if shard.shard_offsets[0] == row0}))
+
+
+def _require_all(group: ProcessGroup) -> None:
+    if group.size() != dist.get_world_size():
+        raise PlanError(
+            f"tables are cut by columns over {group.size()} ranks of {dist.get_world_size()}, and their row-wise "
+            "optimizer adds up over whole rows",
+            where="sharding",
+            fix="shard over all ranks, or set column_state of the optimizer to separate",
+        )
 
 
 def _rank(shard: ShardMetadata) -> int:

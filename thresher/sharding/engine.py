@@ -1,13 +1,15 @@
 """How the tables of a rank are stored and updated: what our sharders know beyond TorchRec's."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torchrec.distributed.embedding_types import ShardedEmbeddingTable
+from torchrec.distributed.types import ParameterSharding
 
 from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.dynamic.directory import IdDirectory
@@ -75,6 +77,11 @@ class Engine:
         exact = cut and self.optimizer.has_scalar and self.optimizer.column_state == "exact"
         tiered = any(self.is_tiered(path_of(module, shard.name)) for shard in shards)
         return device.type == "cuda" and bool(fused_params(self.optimizer)) and not tiered and not exact
+
+    def prepare(self, plans: Iterable[ParameterSharding], group: ProcessGroup) -> None:
+        """Makes what tables of a collection placed like this need of other ranks. Collective."""
+        if self.optimizer.has_scalar and self.optimizer.column_state == "exact":
+            self.columns.prepare(plans, group)
 
     def exchange(self, shards: Sequence[ShardedEmbeddingTable]) -> RowSumExchange | None:
         """How a group of tables comes to sums over whole rows; None where every shard has them, or none is needed."""

@@ -73,7 +73,7 @@ class ShardedEmbeddingBagCollection(TorchrecShardedBags):  # type: ignore[misc]
         self._has_mean_pooling_callback = bool(divided)
 
     def _create_lookups(self) -> None:
-        self._engine.columns.prepare(self.module_sharding_plan.values(), self._env.rank)
+        self._engine.prepare(self.module_sharding_plan.values(), self._env.process_group)
         path = self._module_fqn or ""
         self._lookups.extend(
             pooled_lookup(part, self._device, self._env, self._engine, path) for part in self._embedding_shardings
@@ -136,7 +136,7 @@ class ShardedEmbeddingCollection(TorchrecShardedCollection):  # type: ignore[mis
         )
 
     def _create_lookups(self) -> None:
-        self._engine.columns.prepare(self.module_sharding_plan.values(), self._env.rank)
+        self._engine.prepare(self.module_sharding_plan.values(), self._env.process_group)
         path = self._module_fqn or ""
         self._lookups.extend(
             sequence_lookup(part, self._device, self._env, self._engine, path)
