@@ -18,7 +18,7 @@ from thresher.embeddings.kernels.bags import Bags, Pooling
 from thresher.embeddings.kernels.gpu.backend import TritonBackend
 from thresher.embeddings.kernels.reference import Reference
 from thresher.embeddings.optimizers import TableOptimizer
-from thresher.embeddings.rows.tiered import TieredTable
+from thresher.embeddings.rows.tiered import FREE, TieredTable
 from thresher.embeddings.rows.tiers import Tier
 from thresher.errors import BadGradient, BadIds, PlanError
 
@@ -107,6 +107,14 @@ def test_the_steps_reach_every_tier_and_run_out_of_slots(case: Case) -> None:
     stats = [step[-1] for step in (seen[::2] if case.maintained else seen)]
     assert sum(each.promoted for each in stats) > 0
     assert sum(each.refused for each in stats) > 0 or case is PLAIN
+
+
+def test_slots_that_rows_left_are_given_again() -> None:
+    case = replace(PLAIN, tables=(TableCase(60, 8, LEVELS),), features=(0,), batch=(12,), steps=6)
+    assert_same(case, backend())
+    (table,), seen = run_case(replace(case, device="cpu"), Reference())
+    left = sum(step[-1].promoted for step in seen)
+    assert left > int(table.count[Tier.INT8, FREE]) + 1, "some were taken again"
 
 
 @settings(max_examples=3)
