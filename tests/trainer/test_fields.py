@@ -10,8 +10,13 @@ from tests.multi.harness import run_ranks
 from tests.trainer.test_run import DEADLINE_S, Job, data, here, measure, records, root, run  # noqa: F401
 from thresher.data.dataset import Dataset
 from thresher.errors import ConfigError
+from thresher.launch.field_views import show_fields
 from thresher.trainer.assemble import assemble
+from thresher.trainer.config import load_config
+from thresher.trainer.report.run import Run
 from thresher.trainer.run import restore
+from thresher.trainer.smaller import useless_fields, without_fields, write_smaller
+from thresher.zoo.registry import RunConfig
 
 SCORED = {"fields.score_every": 5, "fields.look_every": 1, "train.max_steps": 20, "data.test": ""}
 DROPPED = SCORED | {
@@ -41,6 +46,25 @@ def released(rank: int, world: int, job: Job) -> dict[str, bool]:
     return {table.path: table.storage.released for table in parts.sharded.tables()}
 
 
+def a_smaller_run_reads_none_of(root: Path, dropped: tuple[str, ...]) -> None:  # noqa: F811
+    useless = useless_fields(Run.read(root / "run"))
+    assert set(useless.names) == set(dropped)
+    out = root / "smaller.yaml"
+    write_smaller(Run.read(root / "run"), useless.names, out)
+    config = load_config(RunConfig, out)
+    everything = {"sparse_0", "sparse_1", "sparse_2", "sparse_3", "many_0", "history_0"}
+    assert set(config.model.features) == everything - set(dropped) | {f"dense_{n}" for n in range(4)}
+    assert not config.fields.enabled
+    keys = config.model.build(Dataset.open(root / "data").schema, torch.device("meta")).tables.keys
+    assert set(keys) == everything - set(dropped)
+    with pytest.raises(ConfigError, match="is there already"):
+        write_smaller(Run.read(root / "run"), useless.names, out)
+    with pytest.raises(ConfigError, match="no field would be left"):
+        without_fields(Run.read(root / "run"), tuple(everything))
+    with pytest.raises(ConfigError, match="the model reads no field 'sparse_9'"):
+        without_fields(Run.read(root / "run"), ("sparse_9",))
+
+
 def test_scoring_changes_nothing_in_training(root, tmp_path_factory):  # noqa: F811
     twin = other(root, tmp_path_factory)
     (scored,) = run_ranks(1, run, Job(root, SCORED), timeout_s=DEADLINE_S)
@@ -52,6 +76,8 @@ def test_scoring_changes_nothing_in_training(root, tmp_path_factory):  # noqa: F
     assert all(value > 0 for value in found[-1]["scores"].values())
     assert all(error > 0 for error in found[-1]["errors"].values())
     assert not records(twin, "fields")
+    with pytest.raises(ConfigError, match="fields were not scored in this run"):
+        useless_fields(Run.read(twin / "run"))
 
 
 def test_fields_are_dropped_round_by_round_and_their_tables_released(root):  # noqa: F811
@@ -75,7 +101,10 @@ def test_fields_are_dropped_round_by_round_and_their_tables_released(root):  # n
     assert first[0] == next(name for name in ranked if name != "sparse_0")
     assert found[-1]["table_bytes"] < found[-1]["all_bytes"]
     assert found[-1]["scores"][first[0]] == found[0]["scores"][first[0]]
-    assert "Fields" in (root / "run" / "report.html").read_text()
+    page = (root / "run" / "report.html").read_text()
+    assert f"dropped {first[0]}, on trial for 4 steps" in page
+    assert "Score of each field" in page
+    a_smaller_run_reads_none_of(root, (*first, *second))
     idle = {path for path, gone in run_ranks(2, released, job, timeout_s=DEADLINE_S)[0].items() if gone}
     assert len(idle) == sum(not name.startswith("history") and name != "sparse_0" for name in (*first, *second))
 
@@ -91,9 +120,11 @@ def test_fields_that_are_missed_are_taken_back(root):  # noqa: F811
     assert "drop" not in [event for _, event in events(root)[3:]]
 
 
-def test_a_dry_run_drops_nothing(root):  # noqa: F811
+def test_a_dry_run_drops_nothing(root, capsys):  # noqa: F811
     run_ranks(1, run, Job(root, SCORED | {"fields.rounds": 3, "fields.dry_run": True}), timeout_s=DEADLINE_S)
     found = records(root, "fields")
+    show_fields(root / "run", None)
+    assert f"useless: {', '.join(found[-1]['changed'])}" in capsys.readouterr().out
     assert {event for _, event in events(root)} == {"scores", "dry run"}
     assert len(found[-1]["changed"]) == 3
     assert not found[-1]["dropped"]

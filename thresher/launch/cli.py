@@ -123,6 +123,17 @@ def report(run_dir: RunDir) -> None:
 
 
 @app.command()
+def fields(
+    run_dir: RunDir,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a configuration without the useless ones.")] = None,
+) -> None:
+    """Show how much each field matters in a run that scored them (`fields.score_every`)."""
+    from thresher.launch.field_views import show_fields
+
+    show_fields(run_dir, out)
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine: versions, devices, memory, disk, and whether processes can talk to each other."""
     from thresher.launch.doctor import diagnose
