@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.types import ParameterSharding
 
+from thresher.embeddings.dynamic.directory import IdDirectory
 from thresher.embeddings.kernels.backend import Table, pick_backend
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.policy.controller import TierController
@@ -95,6 +96,17 @@ class ShardedTables:
             if self._open:
                 self.step()
             self._open = True
+
+    def directories(self) -> dict[str, IdDirectory]:
+        """Which row belongs to which id, for this rank's shards of tables with raw ids."""
+        return {
+            f"{path_of(kernel.module, shard.name)}:r{row0}:c{col0}": kernel.group.dynamic.directories[number]
+            for kernel in self._kernels
+            if kernel.group.dynamic is not None
+            for number, shard in enumerate(kernel.config.embedding_tables)
+            if number in kernel.group.dynamic.directories
+            for row0, col0 in [shard.local_metadata.shard_offsets]
+        }
 
     def forget(self) -> None:
         """Sets all rows of tables with tiers to their initial values, which take no memory."""

@@ -22,7 +22,7 @@ from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.plan import Plan
 from thresher.sharding.planner import make_plan, repriced
 from thresher.trainer.callbacks.fields import FieldPruning
-from thresher.trainer.checkpoint import LazyOptimizer, State, TableState, model_state
+from thresher.trainer.checkpoint import Directories, LazyOptimizer, State, TableState, model_state
 from thresher.trainer.config import RunConfig
 from thresher.trainer.evaluate import Evaluator
 from thresher.trainer.folder import RunFolder
@@ -62,9 +62,14 @@ class Parts:
         }
 
     def weights(self) -> State:
-        """The model alone, dropped fields included: all that an evaluation needs, and loadable into any plan."""
+        """The model alone, dropped fields included: all that an evaluation needs.
+
+        It loads into any plan, but for tables with raw ids, which want the cut that they were saved with.
+        """
+        held = self.sharded.held
+        raw = {"directories": Directories(self.sharded)} if held is not None and held.engine.dynamic else {}
         dropped = {} if self.fields is None else {"fields": self.fields.weights_state()}
-        return {"model": model_state(self.sharded), **dropped}
+        return {"model": model_state(self.sharded), **raw, **dropped}
 
     def stepper(self) -> Stepper:
         """Takes the steps."""
