@@ -94,7 +94,7 @@ TASKS: dict[str, Task] = {
         models((128, 64), 0.1),
         {"epochs": 1, "batch_size": 2048, "max_steps": 100},
         optimizers(**JOURNEY),
-        ("product",),
+        ("product", "history"),
         (95, 90),
     ),
 }
@@ -105,7 +105,7 @@ class Way:
     """What is done to the rows.
 
     Attributes:
-        tiers: settings of tiers; empty for fp32. A budget of ``int8`` is what the same run took with all rows in int8.
+        tiers: settings of tiers; empty for fp32. A way's name as budget is what the same run took in that way.
         prune: which of ``Task.kept`` the fields are pruned to; -1 for none.
         random: whether rows have priorities by chance.
     """
@@ -132,6 +132,7 @@ WAYS: dict[str, Way] = {
     "int4": Way(tiers("100%", ["int4"])),
     "tiers 40%": Way(tiers("40%", DEEP[:3])),
     "tiers as int8": Way(tiers("int8", DEEP)),
+    "tiers as int4": Way(tiers("int4", ALL)),
     "tiers 15%": Way(tiers("15%", ALL)),
     "tiers 15%, labels not weighed": Way(tiers("15%", ALL, positive_weight=1.0)),
     "tiers 15%, random": Way(tiers("15%", ALL), random=True),
@@ -197,7 +198,7 @@ def configured(task: Task, model: str, way: Way, seed: int, split: str, share: f
     """What a run file would say.
 
     Args:
-        share: of all rows in int8.
+        share: of the way whose name the budget is.
     """
     steps = steps_of(task)
     values: Plain = {
@@ -212,7 +213,7 @@ def configured(task: Task, model: str, way: Way, seed: int, split: str, share: f
         "tensorboard": False,
     }
     if way.tiers:
-        budget = f"{100 * share:.3f}%" if way.tiers["budget"] == "int8" else way.tiers["budget"]
+        budget = f"{100 * share:.3f}%" if way.tiers["budget"] in WAYS else way.tiers["budget"]
         values["tiers"] = {**way.tiers, "budget": budget}
     if way.prune >= 0:
         every = max(steps // 10, 1)
@@ -237,7 +238,7 @@ def steps_of(task: Task) -> int:
 
 
 def trained(name: str, model: str, way: str, seed: int, split: str, share: float) -> Run:
-    """Trains and measures; ``share`` is that of all rows in int8."""
+    """Trains and measures; ``share`` is that of the way whose name the budget is."""
     start = time.perf_counter()
     task, found, capture = TASKS[name], dataset(TASKS[name].data), Capture()
     with tempfile.TemporaryDirectory(prefix="thresher-compression-") as folder:
@@ -278,11 +279,11 @@ class Book:
         self._runs = {run.key: run for run in (Run(**{**line, "dropped": tuple(line["dropped"])}) for line in read)}
 
     def run(self, name: str, model: str, way: str, seed: int, split: str) -> Run:
-        """The run, trained if it is not there. With a budget as of int8, that run is needed before it."""
+        """The run, trained if it is not there. With a budget as of another way, that one is before it."""
         key = (name, model, way, seed, split)
         if key not in self._runs:
-            like_int8 = WAYS[way].tiers.get("budget") == "int8"
-            share = self.run(name, model, "int8", seed, split).share if like_int8 else 1.0
+            like = WAYS[way].tiers.get("budget", "")
+            share = self.run(name, model, like, seed, split).share if like in WAYS else 1.0
             self._add(trained(name, model, way, seed, split, share))
         return self._runs[key]
 
