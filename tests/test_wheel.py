@@ -15,6 +15,8 @@ root = pathlib.Path(thresher.__file__).parent
 assert root.is_relative_to(sys.argv[1]), root
 for name in ("py.typed", "zoo/deepfm/README.md", "trainer/report/page/page.html", "trainer/report/page/page.css"):
     assert (root / name).is_file(), name
+from thresher.embeddings.kernels.native.library import require
+assert require().isa >= 0
 """
 
 
@@ -23,7 +25,7 @@ def installed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, capture_output=True, timeout=120)
+    subprocess.run([*pip, *build], check=True, capture_output=True, timeout=280)
     (wheel,) = folder.glob("thresher-*.whl")
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True, timeout=120

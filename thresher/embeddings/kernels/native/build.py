@@ -39,6 +39,11 @@ def extension() -> Extension:
 class BuildKernels(build_ext):  # type: ignore[misc]
     """Compiles each file with the flags of its instruction set; files that have not changed are kept."""
 
+    def initialize_options(self) -> None:
+        """One place for objects, whatever is being built, so that only what changed is compiled."""
+        super().initialize_options()
+        self.build_temp = "build/kernels"
+
     def get_ext_filename(self, fullname: str) -> str:
         """A plain library: Python loads it by its path."""
         return fullname.replace(".", "/") + ".so"
@@ -67,11 +72,10 @@ class BuildKernels(build_ext):  # type: ignore[misc]
     def _compile(self, ext: Extension, source: str, level: int | None, flags: list[str]) -> str:
         folder = Path(self.build_temp, f"level{level}" if level is not None else "once")
         target = str(folder / Path(source).with_suffix(".o"))
+        arguments = [*FLAGS, *ARITHMETIC, *flags, *([] if level is None else [f"-DTH_LEVEL={level}"])]
         identifies = Path(source).name == "api.cpp"
-        needs = [*ext.sources, *ext.depends] if identifies else [source, *ext.depends]
-        if newer_group([*needs, f"{PACKAGE}/build.py"], target):
-            defined = [] if level is None else [f"-DTH_LEVEL={level}"]
-            defined += [f'-DTH_SOURCES="{SOURCES["digest"]()}"'] if identifies else []
-            arguments = [*FLAGS, *ARITHMETIC, *flags, *defined]
+        if identifies:
+            arguments.append(f'-DTH_SOURCES="{SOURCES["digest"]()}"')
+        if identifies or newer_group([source, *ext.depends, f"{PACKAGE}/build.py"], target):
             self.compiler.compile([source], output_dir=str(folder), extra_postargs=arguments)
         return target
