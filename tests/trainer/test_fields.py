@@ -130,10 +130,12 @@ def test_a_dry_run_drops_nothing(root, capsys):  # noqa: F811
     assert not found[-1]["dropped"]
 
 
-def test_a_run_that_died_goes_on_to_the_same_end(root, tmp_path_factory):  # noqa: F811
-    """Its last checkpoint is from the middle of a trial, between two renewals of the means."""
+@pytest.mark.parametrize("tiers", [{}, {"tiers.budget": "80%", "tiers.flat_below_bytes": 0}], ids=["fp32", "tiers"])
+def test_a_run_that_died_goes_on_to_the_same_end(root, tmp_path_factory, tiers):  # noqa: F811
+    """Its last checkpoint is from the middle of a trial, between two renewals of the means. An evaluation, on another
+    number of ranks, knows what was dropped."""
     twin = other(root, tmp_path_factory)
-    settings = DROPPED | {"checkpoint.every_steps": 7, "train.log_every": 1}
+    settings = DROPPED | tiers | {"checkpoint.every_steps": 7, "train.log_every": 1, "data.test": "test"}
     straight = run_ranks(2, run, Job(root, settings), timeout_s=DEADLINE_S)
     shutil.copytree(root / "run", twin / "run")
     for step in (14, 20):
@@ -145,12 +147,7 @@ def test_a_run_that_died_goes_on_to_the_same_end(root, tmp_path_factory):  # noq
     assert len(records(twin, "start")) == 2
     for a, b in zip(records(twin, "fields"), records(root, "fields"), strict=True):
         assert {**a, "time": 0} == {**b, "time": 0}
-
-
-def test_an_evaluation_knows_what_was_dropped(root):  # noqa: F811
-    job = Job(root, DROPPED | {"data.test": "test"})
-    run_ranks(2, run, job, timeout_s=DEADLINE_S)
-    (again,) = run_ranks(1, measure, job, "test", -1, timeout_s=DEADLINE_S)
+    (again,) = run_ranks(1, measure, Job(root, settings), "test", -1, timeout_s=DEADLINE_S)
     assert again == {k: pytest.approx(v, abs=1e-6) for k, v in records(root, "eval")[-1]["metrics"].items()}
 
 
