@@ -3,8 +3,8 @@
 ``python -m benchmarks.sharding [--quick] [--json PATH]``
 
 The cases are those of ``tests/multi/test_equality.py``: 20 steps in fp32 on 1, 2 (one machine; two of one) and 4 ranks,
-pooled and sequence tables, sums and means, weights, duplicates, empty bags. All row optimizers; row-wise ones take their
-means over whole rows, also where columns are cut.
+pooled and sequence tables, sums and means, weights, duplicates, empty bags. All row optimizers; row-wise ones take
+their means over whole rows, also where columns are cut.
 """
 
 from typing import Any
