@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from benchmarks import measure
 from benchmarks.ctr.contestants import one_rank
@@ -338,38 +340,38 @@ def results_of(book: Book, split: str, seeds: int) -> dict[str, Plain]:
 
 
 def plot(results: Mapping[str, Plain], path: Path) -> None:
-    """Drop of AUC over the share of bytes, a column a data set and a row a model; bars reach over seeds."""
-    from matplotlib import pyplot
+    """Drop of AUC over the share of bytes, a column a data set and a row a model; bars reach over seeds.
 
-    kinds = list(next(iter(results.values())))
-    figure, axes = pyplot.subplots(
-        len(kinds), len(results), figsize=(4.2 * len(results), 3.8 * len(kinds)), squeeze=False
-    )
+    Ablations, whose names have a comma, are left to the table.
+    """
+    figure, axes = pyplot.subplots(2, len(results), figsize=(4.4 * len(results), 8.2), squeeze=False)
     for column, (name, by_model) in enumerate(results.items()):
-        for row, kind in enumerate(kinds):
-            axis, found = axes[row][column], by_model.get(kind, {})
-            if not found:
-                continue
-            base = found["fp32"]["auc"]
-            half = base["spread"] / 2
-            axis.axhspan(-half, half, color="grey", alpha=0.15, label="spread of fp32 over seeds")
-            for number, (way, one) in enumerate((w, o) for w, o in found.items() if w != "fp32"):
-                drop = one["drop"]
-                error = [[drop["mean"] - drop["min"]], [drop["max"] - drop["mean"]]]
-                marker = "s" if way in ("fp16", "int8", "int4") else "x" if "," in way else "o"
-                axis.errorbar(
-                    100 * one["share"], drop["mean"], error, marker=marker, label=way, color=f"C{number}", capsize=2
-                )
-            axis.set_title(f"{name}, {kind}: fp32 AUC {base['mean']:.4f}", fontsize=9)
-            axis.set_xlabel("bytes, % of fp32 with optimizer state")
-            axis.set_ylabel("drop of AUC against fp32")
-            axis.grid(alpha=0.3)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=5, fontsize=8)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+        for row, (model, found) in enumerate(by_model.items()):
+            _panel(axes[row][column], f"{name}, {model}", found)
+    shown = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(shown.values()), list(shown), loc="lower center", ncol=5, fontsize=9)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=90)
     pyplot.close(figure)
+
+
+def _panel(axis: Axes, title: str, found: Mapping[str, Plain]) -> None:
+    plain = found["fp32"]["auc"]
+    half = plain["spread"] / 2
+    axis.axhspan(-half, half, color="grey", alpha=0.15, label="spread of fp32 over seeds")
+    for number, way in enumerate(way for way in WAYS if "," not in way and way != "fp32"):
+        if way in found:
+            drop, share = found[way]["drop"], 100 * found[way]["share"]
+            error = [[drop["mean"] - drop["min"]], [drop["max"] - drop["mean"]]]
+            marker = "s" if len(WAYS[way].tiers["levels"]) == 1 else "o" if WAYS[way].prune < 0 else "D"
+            axis.errorbar(share, drop["mean"], error, marker=marker, label=way, color=f"C{number}", capsize=2, ls="")
+    axis.set_title(f"{title}: AUC of fp32 {plain['mean']:.4f}", fontsize=10)
+    axis.set_xlabel("bytes in use, % of fp32 with optimizer state")
+    axis.set_ylabel("AUC lost against fp32")
+    axis.grid(alpha=0.3)
 
 
 def rows_of(results: Mapping[str, Plain]) -> list[list[object]]:
