@@ -1,6 +1,5 @@
 """Tables with tiers through a checkpoint, cut in other ways than when they were saved: one process, many shards."""
 
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -256,26 +255,39 @@ def test_a_checkpoint_takes_bytes_for_updated_rows_only(tmp_path: Path) -> None:
     assert len(state([big], rows=rows).state_dict()["tiers"]) == 1
 
 
-def peak_growth(rank: int, world: int, folder: Path) -> tuple[int, int, int]:
-    """Bytes of the table, and by how much the process grew while saving and loading it."""
+def peak_growth(rank: int, world: int, folder: Path) -> tuple[int, int]:
+    """Bytes of the table, and by how much the process grew while loading another one."""
     rows, dim, sgd = 12 * BLOCK_ROWS, 32, TableOptimizer(name="sgd")
     before = table((0, rows, 0, dim), dim, sgd)
     for first in range(0, rows, BLOCK_ROWS):
         chosen = torch.arange(first, first + BLOCK_ROWS)
         Reference().write(before, chosen, torch.ones(BLOCK_ROWS, dim), torch.full((BLOCK_ROWS,), int(Tier.FP32)))
     store, shape = CheckpointStore(folder, 1), TableShape("item.weight", rows, dim, ((0, dim),), False, True)
-    peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
     store.save(1, {"model": ModelState(nn.Linear(3, 2), [before], {PATH: shape})}, {})
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     after = table((0, rows, 0, dim), dim, sgd)
-    store.restore({"model": ModelState(nn.Linear(3, 2), [after], {PATH: shape})})
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    with Growth() as loading:
+        store.restore({"model": ModelState(nn.Linear(3, 2), [after], {PATH: shape})})
     assert same(before, after)
-    return before.live_bytes, (peaks[1] - peaks[0]) * 1024, (peaks[2] - peaks[1]) * 1024
+    return before.live_bytes, loading.size_bytes
 
 
-def test_saving_and_loading_need_memory_for_blocks_not_for_tables(tmp_path: Path) -> None:
-    ((size, saving, loading),) = run_ranks(1, peak_growth, tmp_path, timeout_s=120)
+class Growth:
+    """How much more memory than at the beginning this process had at most."""
+
+    def __enter__(self) -> "Growth":
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._peak()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.size_bytes = self._peak() - self._before
+
+    def _peak(self) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+def test_loading_needs_memory_for_the_table_and_a_block(tmp_path: Path) -> None:
+    ((size, loading),) = run_ranks(1, peak_growth, tmp_path, timeout_s=120)
     assert size > 100_000_000
-    assert saving < 0.6 * size
-    assert loading < 1.6 * size  # the second table is one of them
+    assert loading < 1.3 * size

@@ -87,6 +87,8 @@ class GroupedInt8(QuantizedCommCodec):  # type: ignore[misc]
 
     def encode(self, input_tensor: Tensor, ctx: Widths | None = None) -> Tensor:
         """[n] uint8 from fp32 numbers."""
+        if not input_tensor.numel():
+            return input_tensor.new_empty(0, dtype=torch.uint8)
         groups = input_tensor.reshape(-1, self._group)
         scale = groups.abs().amax(1, keepdim=True) / 127
         whole = (groups / scale).nan_to_num_(0.0).round_().to(torch.int8)
