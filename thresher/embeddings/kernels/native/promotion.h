@@ -14,7 +14,7 @@ class Promotion {
     float lowest = __builtin_inff();
     for (int tier = FP32; tier >= NONE; tier--) {
       above_[tier] = lowest;
-      if (table.slabs[tier] && rule.promote_above[tier] < lowest) lowest = rule.promote_above[tier];
+      if (table.record_bytes[tier] && rule.promote_above[tier] < lowest) lowest = rule.promote_above[tier];
     }
   }
 
@@ -22,7 +22,7 @@ class Promotion {
   int wanted(int tier, float priority) const {
     if (!(priority > above_[tier])) return tier;
     int level = FP32;
-    while (level > tier && !(table_.slabs[level] && priority > rule_.promote_above[level])) level--;
+    while (level > tier && !(table_.record_bytes[level] && priority > rule_.promote_above[level])) level--;
     return level;
   }
 
