@@ -48,6 +48,14 @@ def test_a_shared_table_is_freed_by_its_last_reader():
     assert rules.bytes_in_use({1, 2}) == 840
 
 
+def test_a_table_of_a_protected_field_is_never_freed_so_its_other_readers_stay_where_bytes_count():
+    scores = torch.tensor([0.4, 0.001, 0.2, 0.05], dtype=torch.float64)
+    rules = chooser(fields_per_round=9, budget="10%", protect=("c",))
+    assert rules.field_bytes() == [800, 0, 160, 40]
+    assert rules.next_round(scores, ()) == (0, 3)
+    assert chooser(fields_per_round=1, protect=("c",)).next_round(scores, ()) == (1,)
+
+
 def test_a_round_by_bytes_frees_at_least_so_many():
     rules = chooser(bytes_per_round="10%")
     assert rules.next_round(SCORES, ()) == (3, 1, 2)

@@ -55,12 +55,16 @@ class Chooser:
         return sum(self.table_bytes[table] for table in read)
 
     def field_bytes(self, dropped: Collection[int] = ()) -> list[float]:
-        """Each field's part of its tables' bytes: as much as any other's that is not dropped and reads the table."""
-        kept = [field for number, field in enumerate(self.fields) if number not in dropped]
-        readers = Counter(table for field in kept for table in field.tables)
-        return [
-            sum(self.table_bytes[table] / max(readers[table], 1) for table in field.tables) for field in self.fields
+        """Each field's part of its tables' bytes: as much as any other's that is not dropped and reads the table.
+
+        A table that a protected field reads is never freed: it counts for protected fields alone.
+        """
+        held = {table for field in self.fields if self._stays(field) for table in field.tables}
+        counted = [
+            [table for table in field.tables if self._stays(field) or table not in held] for field in self.fields
         ]
+        readers = Counter(table for number, tables in enumerate(counted) if number not in dropped for table in tables)
+        return [sum(self.table_bytes[table] / max(readers[table], 1) for table in tables) for tables in counted]
 
     def within_budget(self, dropped: Collection[int]) -> bool:
         """Whether there is a budget, and it is kept."""
@@ -90,16 +94,20 @@ class Chooser:
         freed = self.bytes_in_use(dropped) - self.bytes_in_use({*dropped, *chosen})
         return freed >= self.round_bytes
 
+    def _stays(self, field: Field) -> bool:
+        return field.name in self.config.protect
+
     def _least(self, score: Tensor, gone: Collection[int]) -> int | None:
-        """The field that costs the least score, or score per byte."""
+        """The field that costs the least score, or score per byte; with a budget none that frees no byte."""
         sizes = self.field_bytes(gone)
         values = score.tolist()
         allowed = [
             number
             for number, field in enumerate(self.fields)
-            if number not in gone and field.name not in self.config.protect and bool(torch.isfinite(score[number]))
+            if number not in gone and not self._stays(field) and bool(torch.isfinite(score[number]))
+            if sizes[number] > 0 or not self.budget
         ]
-        worth = {number: values[number] / (max(sizes[number], 1.0) if self.budget else 1.0) for number in allowed}
+        worth = {number: values[number] / (sizes[number] if self.budget else 1.0) for number in allowed}
         return min(worth, key=lambda number: (worth[number], number), default=None)
 
 
