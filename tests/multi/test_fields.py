@@ -8,7 +8,7 @@ import torch
 from tests.multi.fields_twin import DROPPED, SCORED_STEPS, Seen, sharded_all, unsharded
 from tests.multi.harness import run_ranks
 
-KINDS = ["table_wise", "column_wise", "row_wise"]
+KINDS = ["table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard", "data_parallel"]
 
 
 @cache
