@@ -184,7 +184,7 @@ def test_a_resumed_run_is_bit_exact(tmp_path, kind, optimizer):
         ("column_wise", 2, "row_wise", 2, "adagrad"),
         ("row_wise", 2, "column_wise", 2, "sgd"),
         ("column_wise", 2, "row_wise", 2, "rowwise_adagrad"),
-        ("row_wise", 2, "column_wise", 3, "rowwise_adam"),
+        ("row_wise", 3, "column_wise", 2, "rowwise_adam"),
         ("column_wise", 2, "data_parallel", 1, "rowwise_adagrad"),
         ("row_wise", 2, "table_wise", 2, "rowwise_adagrad separate"),
         ("data_parallel", 2, "row_wise", 2, "rowwise_adagrad"),
