@@ -153,13 +153,14 @@ def table_cases(draw: st.DrawFn, dim: int) -> TableCase:
 @st.composite
 def optimizers(draw: st.DrawFn) -> TableOptimizer:
     """Any optimizer with any decay."""
+    name = draw(st.sampled_from(OPTIMIZERS))
     return TableOptimizer(
-        name=draw(st.sampled_from(OPTIMIZERS)),
+        name=name,
         lr=draw(st.sampled_from([0.02, 0.1, 1.0])),
         eps=draw(st.sampled_from([1e-8, 1e-3])),
         betas=draw(st.sampled_from([(0.9, 0.999), (0.0, 0.5)])),
-        l1=draw(st.sampled_from([0.0, 0.01])),
-        l2=draw(st.sampled_from([0.0, 0.1])),
+        l1=draw(st.sampled_from([0.0, 0.01])) if name == "ftrl" else 0.0,
+        l2=draw(st.sampled_from([0.0, 0.1])) if name == "ftrl" else 0.0,
         weight_decay=draw(st.sampled_from([0.0, 0.0, 0.01, 0.3])),
         decay=draw(st.sampled_from(["l2", "decoupled"])),
     )

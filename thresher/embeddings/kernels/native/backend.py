@@ -32,10 +32,9 @@ class Native(NativeUpdates):
         check_form(bags)
         require_numbered(bags)
         call = self._call(tables, bags)
-        found = Found(call, len(tables), bags.weights is not None, bags.pooling is not Pooling.NONE)
-        fault = self._functions.th_sort(
-            self._structs.array(tables), byref(call.struct), byref(found.struct), torch.get_num_threads()
-        )
+        array = self._structs.array(tables)
+        found = Found(call, array, bags.weights is not None, bags.pooling is not Pooling.NONE)
+        fault = self._functions.th_sort(array, byref(call.struct), byref(found.struct), torch.get_num_threads())
         self._require(fault, tables, bags)
         return Sorted(bags, found.unique(), found)
 
@@ -43,10 +42,12 @@ class Native(NativeUpdates):
         """See the contract."""
         if checked is None:
             check_form(bags)
-        call = self._call(tables, bags) if checked is None else found_of(checked).call
+            call, array = self._call(tables, bags), self._structs.array(tables)
+        else:
+            call, array = found_of(checked).call, found_of(checked).tables
         output = torch.empty(call.shape)
         fault = self._functions.th_lookup(
-            self._structs.array(tables), byref(call.struct), output.data_ptr(), checked is None, torch.get_num_threads()
+            array, byref(call.struct), output.data_ptr(), checked is None, torch.get_num_threads()
         )
         self._require(fault, tables, bags)
         return output

@@ -52,8 +52,10 @@ class BuildKernels(build_ext):  # type: ignore[misc]
         """Builds, or says in one line that it could not."""
         try:
             self._build(ext)
-        except (CompileError, LinkError, PlatformError, OSError) as error:
-            print(f"thresher: no C++17 compiler could build the fast kernels; installing without them ({error})")
+        except (CompileError, LinkError, PlatformError, OSError):
+            print(
+                "thresher: no C++17 compiler could build the fast kernels (what it says is above); installing without"
+            )
 
     def _build(self, ext: Extension) -> None:
         levels = INSTRUCTIONS if platform.machine() in ("x86_64", "AMD64") else {0: []}

@@ -137,13 +137,13 @@ class Found:
 
     Attributes:
         call: the lookup.
+        tables: their structures as they were when the rows were found.
         struct: see abi.h.
     """
 
-    def __init__(self, call: BagsCall, n_tables: int, weighted: bool, pooled: bool) -> None:
-        n = call.struct.n
-        self.call = call
-        self._n_tables = n_tables
+    def __init__(self, call: BagsCall, tables: "ctypes.Array[TableStruct]", weighted: bool, pooled: bool) -> None:
+        n, n_tables = call.struct.n, len(tables)
+        self.call, self.tables, self._n_tables = call, tables, n_tables
         self._counts = (ctypes.c_int64 * (2 * n_tables + 1))()
         self._rows = torch.empty(n, dtype=torch.int64)
         # segments [n + tables], payload [n] and, where positions have to be turned into bags, those [n]
@@ -163,8 +163,13 @@ class Found:
     def unique(self) -> tuple[Tensor, ...]:
         """For each table its distinct rows [U] int64."""
         counts = list(self._counts)
-        starts, sizes = counts[: self._n_tables], counts[self._n_tables + 1 :]
-        return tuple(self._rows[start : start + size] for start, size in zip(starts, sizes, strict=True))
+        firsts, sizes = counts[: self._n_tables + 1], counts[self._n_tables + 1 :]
+        cuts = [
+            piece
+            for size, (first, end) in zip(sizes, pairwise(firsts), strict=True)
+            for piece in (size, end - first - size)
+        ]
+        return tuple(self._rows.split_with_sizes(cuts)[::2])
 
     def places(self, table: int) -> list[Tensor]:
         """For each distinct row of a table where it occurs: positions in the ids, or numbers of bags (see abi.h)."""

@@ -11,8 +11,9 @@
 namespace thresher {
 namespace {
 
-// Short work is over before a sleeping thread would be awake, so workers look for more for a moment before they sleep.
-constexpr int SPINS = 2000;
+// Short work is over before a sleeping thread would be awake, so threads look for what they wait for for a moment (some
+// 20 us) before they let others have the processor.
+constexpr int SPINS = 500;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -46,7 +47,10 @@ class Pool {
     wake_.notify_all();
     work.take();
     withdraw();
-    while (busy_.load(std::memory_order_acquire) > 0) pause();
+    for (int spin = 0; busy_.load(std::memory_order_acquire) > 0; ++spin) {
+      if (spin < SPINS) pause();
+      else std::this_thread::yield();
+    }
   }
 
   std::mutex in_use;
