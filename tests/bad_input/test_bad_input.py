@@ -5,11 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input import config_cases, data_cases, prepare_cases, run_cases
+from tests.bad_input import config_cases, data_cases, prepare_cases, run_cases, table_cases
 from tests.bad_input.case import Case
 from thresher.launch.messages import USER_ERROR, tell
 
-CASES: tuple[Case, ...] = (*config_cases.CASES, *data_cases.CASES, *prepare_cases.CASES, *run_cases.CASES)
+CASES: tuple[Case, ...] = (
+    *config_cases.CASES,
+    *data_cases.CASES,
+    *prepare_cases.CASES,
+    *run_cases.CASES,
+    *table_cases.CASES,
+)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -30,5 +36,5 @@ def test_message_names_place_and_cure(
 
 
 def test_catalogue_is_large_and_has_no_twins() -> None:
-    assert len(CASES) >= 60
+    assert len(CASES) >= 90
     assert [id for id, count in Counter(case.id for case in CASES).items() if count > 1] == []

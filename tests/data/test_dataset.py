@@ -11,6 +11,7 @@ import pytest
 from tests.data import made
 from thresher.data import writer as writer_module
 from thresher.data.dataset import MANIFEST, Dataset
+from thresher.data.schema import RAW_IDS, Schema
 from thresher.data.writer import GROUP_ROWS, DatasetWriter
 from thresher.errors import DataError, SchemaError
 
@@ -169,3 +170,16 @@ def test_rows_that_do_not_follow_the_schema(tmp_path, change, message):
     table = pa.table({name: values for name, values in columns.items() if values is not None})
     with pytest.raises(SchemaError, match=message):
         DatasetWriter(tmp_path / "d", made.FLAT, "r", {}).write("train", table)
+
+
+def test_raw_ids_may_exceed_the_rows_of_their_table(tmp_path):
+    shown = [{"kind": "sparse", "name": "word", "table": "words"}]
+    schema = Schema.model_validate(
+        {"name": "d", "tables": [{"name": "words", "rows": 5, "ids": "raw"}], "features": shown}
+    )
+    writer = DatasetWriter(tmp_path / "d", schema, "made", {})
+    writer.write("train", pa.table({"word": [3, 1 << 40, RAW_IDS - 1]}))
+    table = pq.read_table(writer.finish({}).split("train").paths[0])
+    assert table["word"].to_pylist() == [3, 1 << 40, RAW_IDS - 1]
+    with pytest.raises(SchemaError, match="id 4611686018427387904 is outside"):
+        DatasetWriter(tmp_path / "e", schema, "made", {}).write("train", pa.table({"word": [RAW_IDS]}))

@@ -182,9 +182,9 @@ def _encoded(column: Column, values: pa.ChunkedArray, where: str) -> pa.ChunkedA
     if column.table is not None and len(items):
         ends = pc.min_max(items)
         low, high = ends["min"].as_py(), ends["max"].as_py()
-        if low < 0 or high >= column.table.rows:
+        if low < 0 or high >= column.table.id_limit:
             raise SchemaError(
-                f"{column.describe()}: id {low if low < 0 else high} is outside 0..{column.table.rows - 1}",
+                f"{column.describe()}: id {low if low < 0 else high} is outside 0..{column.table.id_limit - 1}",
                 where=where,
                 fix="encode ids onto the rows of their table",
             )

@@ -21,7 +21,7 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_common import BoundsCheckMode
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torchrec.optim.keyed import KeyedOptimizer
 
@@ -81,6 +81,15 @@ class TableOptimizer(Settings):
     decay: Literal["l2", "decoupled"] = "l2"
     column_state: Literal["exact", "separate"] = "exact"
     init_scale: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_use(self) -> "TableOptimizer":
+        for name in ("l1", "l2"):
+            if self.name != "ftrl" and getattr(self, name):
+                raise ValueError(
+                    f"{name} is of ftrl, and {self.name} does not read it; set weight_decay, or choose ftrl"
+                )
+        return self
 
     @property
     def has_scalar(self) -> bool:

@@ -1,7 +1,7 @@
 """The faults that pydantic finds, as sentences about the keys that a user wrote."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ BOUNDS = {
     "less_than_equal": "at most {le}",
 }
 
+TOO_SHORT = "has too few entries"
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -61,7 +63,13 @@ def of_validation(kind: type[BaseModel], error: ValidationError, values: object)
     for detail in details:
         fault = _fault(kind, detail, values)
         faults.setdefault(fault.keys, fault)
-    return list(faults.values())
+    return [fault for fault in faults.values() if not _repeats(fault, faults)]
+
+
+def _repeats(fault: Fault, faults: Collection[Keys]) -> bool:
+    """Pydantic leaves faulty entries out and then finds the list too short: the entry's fault says enough."""
+    deeper = len(fault.keys)
+    return fault.what.startswith(TOO_SHORT) and any(k[:deeper] == fault.keys and len(k) > deeper for k in faults)
 
 
 def booleans_taken_as_numbers(given: object, built: object, keys: Keys = ()) -> list[Fault]:
@@ -80,6 +88,8 @@ def booleans_taken_as_numbers(given: object, built: object, keys: Keys = ()) -> 
 def _fault(kind: type[BaseModel], detail: ErrorDetails, values: object) -> Fault:
     loc, sort = detail["loc"], detail["type"]
     keys = _given_keys(loc, values)
+    if sort == "missing" and isinstance(loc[-1], int):
+        return Fault(keys, f"{TOO_SHORT}: entry {loc[-1] + 1} is absent", "add it")
     if sort == "missing":
         return Fault((*keys, loc[-1]), "required key is absent", f"add '{loc[-1]}'")
     if sort == "extra_forbidden":
@@ -126,6 +136,8 @@ def _sentence(detail: ErrorDetails) -> tuple[str, str]:
     if sort in BOUNDS:
         bound = BOUNDS[sort].format(**{name: _plain(value) for name, value in context.items()})
         return f"must be {bound}, got {given}", f"choose a value that is {bound}"
+    if sort == "too_short":
+        return f"{TOO_SHORT}: needs at least {context['min_length']}, got {given}", "add one"
     if sort == "string_pattern_mismatch":
         return f"{given} does not fit the pattern {context['pattern']}", "use letters, digits and underscores"
     expected = EXPECTED.get(sort.partition("_")[0])

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.fields.config import FieldConfig
-from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.optimizers import Momentum, TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
 from thresher.settings import Settings, apply_override, parse, read_yaml
 from thresher.sharding.plan import ShardingConfig
@@ -62,7 +62,7 @@ class DenseOptimizer(Settings):
 
     name: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
     lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)

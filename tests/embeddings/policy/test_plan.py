@@ -151,7 +151,7 @@ def test_an_impossible_budget_is_told_with_the_least_share() -> None:
         f"30% of the tables' {readable(10_100 * 260)}",
         f"less than {readable(least)}, {share:g}%",
         "'big' 800.0 kB (all int8), 'small' 26.0 kB (no larger than 1.0 MB)",
-        f"Give {share:g}% or more, add lower levels",
+        f"Give {share:g}% or more, lower tiers.flat_below_bytes, add lower levels",
     ):
         assert part in told.value.message
     # The share that the message tells suffices; the next lower one it could have told does not.

@@ -21,7 +21,9 @@ def budget_bytes(text: str, fp32_bytes: int) -> int:
         raise ConfigError(f"'{text}' is no budget", where=WHERE, fix=_fix(text))
     number, unit = float(found["number"]), found["unit"].lower()
     if number == 0:
-        raise ConfigError(f"'{text}' allows no byte at all", where=WHERE, fix="leave it empty to train without tiers")
+        raise ConfigError(
+            f"'{text}' allows no byte at all", where=WHERE, fix="leave it empty for no budget, or give more"
+        )
     if unit == "%":
         return int(number / 100.0 * fp32_bytes)
     base = 1024 if "i" in unit else 1000

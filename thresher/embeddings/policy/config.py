@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from thresher.settings import Settings
 
@@ -75,3 +75,14 @@ class TierConfig(Settings):
     def enabled(self) -> bool:
         """Whether there are tiers."""
         return bool(self.budget)
+
+    @model_validator(mode="after")
+    def _has_budget(self) -> "TierConfig":
+        given = {"levels": self.levels != LEVELS, "tables": self.tables, "protect": self.protect}
+        for name, wanted in {**given, "storage": self.storage != TierStorage()}.items():
+            if wanted and not self.enabled:
+                raise ValueError(
+                    f"tiers.{name} is given, but without a budget there are no tiers; set tiers.budget to a share such "
+                    f"as 40%, or remove tiers.{name}"
+                )
+        return self

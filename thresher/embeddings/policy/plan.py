@@ -8,7 +8,7 @@ from pydantic import Field
 
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.policy.budget import WHERE, budget_bytes, readable
-from thresher.embeddings.policy.config import TierConfig
+from thresher.embeddings.policy.config import TierConfig, TierStorage
 from thresher.embeddings.rows.tiered import HEADER_BYTES
 from thresher.embeddings.rows.tiers import STORED, Tier, parse_tier, record_bytes
 from thresher.embeddings.tables import FLOAT_BYTES, TableInfo
@@ -16,6 +16,7 @@ from thresher.errors import ConfigError, nearest
 from thresher.settings import Settings
 
 FLAT = (Tier.FP32,)
+SMALL = "no larger than"
 
 
 class TableTierPlan(Settings):
@@ -107,24 +108,46 @@ class TierPlan(Settings):
 def tier_plan(
     infos: Sequence[TableInfo], config: TierConfig, optimizer: TableOptimizer, replicated: Collection[str] = ()
 ) -> TierPlan:
-    """Decides which of ``infos`` have tiers.
-
-    A table named in ``tiers.tables`` has the tiers given there. Any other stays flat if it is protected, small, or
-    would gain nothing: its width is odd, or its lowest tier with a header is no smaller than fp32. A table of fp32 rows
-    is flat unless its slab is to live in a file.
+    """Decides which of ``infos`` have tiers, and what they may take.
 
     Args:
         replicated: paths of tables that every rank holds whole: they are no part of the plan, nor of the budget.
 
     Raises:
-        ConfigError: the budget is malformed or cannot be met, a name is unknown, or a table cannot have its levels.
+        ConfigError: the budget is malformed or cannot be met, a name is unknown, a table cannot have its levels, or
+            files are asked for that no table would use.
     """
-    placed = [info for info in infos if info.path not in replicated]
-    _check_names([info.table for info in infos], config)
-    tables = tuple(_planned(info, config, optimizer) for info in placed)
+    tables = tuple(table for table in table_plans(infos, config, optimizer) if table.path not in replicated)
     plan = TierPlan(tables=tables, budget_bytes=budget_bytes(config.budget, sum(t.fp32_bytes for t in tables)))
     require_room(plan, sum(table.least_bytes() for table in tables))
+    _require_stored(plan.tiered, config.storage)
     return plan
+
+
+def _require_stored(tables: Sequence[TableTierPlan], storage: TierStorage) -> None:
+    """Who asks for files must not find all rows in memory."""
+    chosen = parse_levels(storage.tiers, "tiers.storage.tiers")
+    if storage.folder != Path() and not any(tier in chosen for table in tables for tier in table.levels):
+        raise ConfigError(
+            f"no table has rows in tiers {', '.join(storage.tiers)}, so none would live in files",
+            where="tiers.storage",
+            fix="name tiers of tiers.levels in tiers.storage.tiers, lower tiers.flat_below_bytes, or remove "
+            "tiers.storage.folder",
+        )
+
+
+def table_plans(infos: Sequence[TableInfo], config: TierConfig, optimizer: TableOptimizer) -> tuple[TableTierPlan, ...]:
+    """Which of ``infos`` have tiers, and which.
+
+    A table named in ``tiers.tables`` has the tiers given there. Any other stays flat if it is protected, small, or
+    would gain nothing: its width is odd, or its lowest tier with a header is no smaller than fp32. A table of fp32 rows
+    is flat unless its slab is to live in a file.
+
+    Raises:
+        ConfigError: a name is unknown, or a table cannot have its levels.
+    """
+    _check_names([info.table for info in infos], config)
+    return tuple(_planned(info, config, optimizer) for info in infos)
 
 
 def require_room(plan: TierPlan, least_bytes: int) -> None:
@@ -140,6 +163,7 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
         return
     full, whole = plan.fp32_bytes, sum(table.least_bytes() for table in plan.tables)
     cut = f" ({readable(least_bytes - whole)} of it because tables are cut by columns)" if least_bytes > whole else ""
+    small = any(table.why_flat.startswith(SMALL) for table in plan.tables)
     most = sorted(plan.tables, key=lambda table: table.least_bytes(), reverse=True)[:3]
     needs = ", ".join(f"'{t.table}' {readable(t.least_bytes())} ({t.why_flat or _lowest(t)})" for t in most)
     raise ConfigError(
@@ -147,7 +171,7 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
         f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}{cut}. "
         f"Most is needed by {needs}",
         where=WHERE,
-        fix=f"give {_percent_up(least_bytes, full)} or more, add lower levels to tiers.levels, protect fewer tables, "
+        fix=f"give {_percent_up(least_bytes, full)} or more, {'lower tiers.flat_below_bytes, ' * small}add lower levels to tiers.levels, protect fewer tables, "
         "or make vectors wider (a row has a header of 16 bytes)",
     )
 
@@ -199,7 +223,7 @@ def _planned(info: TableInfo, config: TierConfig, optimizer: TableOptimizer) -> 
             f"table '{info.path}' cannot have tiers: {why_flat}", where=where, fix="give it levels [fp32], or none"
         )
     if asked is None and not why_flat and info.weight_bytes <= config.flat_below_bytes:
-        why_flat = f"no larger than {readable(config.flat_below_bytes)}"
+        why_flat = f"{SMALL} {readable(config.flat_below_bytes)}"
     return table.model_copy(update={"why_flat": why_flat, "levels": FLAT if why_flat else levels})
 
 

@@ -19,6 +19,7 @@ from thresher.errors import PlanError
 WHERE = "tiers.storage"
 LEAST_FREE_BYTES = 256_000_000
 """A write to a mapped file on a full disk kills the process without a word; training stops before."""
+WRITABLE = "set it to a folder that can be written, on a disk with room for the tables"
 _STATUS = Path("/proc/self/status")
 
 
@@ -49,7 +50,8 @@ class SlabFiles:
         Names differ by process: two runs may share the folder.
 
         Raises:
-            PlanError: the disk could not hold all rows of the shard in the largest tier that goes there.
+            PlanError: the folder cannot be made, or its disk could not hold all rows of the shard in the largest tier
+                that goes there.
         """
         chosen = [tier for tier in levels if tier in self._tiers and tier in STORED]
         if not self.enabled or not chosen:
@@ -77,19 +79,22 @@ class SlabFiles:
                 table.unload()
         free = shutil.disk_usage(self.storage.folder).free
         if free < LEAST_FREE_BYTES:
-            raise self._too_small(f"only {free / 1e6:.0f} MB are free on the disk", "free disk space")
+            raise self._refused(f"only {free / 1e6:.0f} MB are free on the disk", "free disk space")
 
     def _promise(self, path: str, size_bytes: int) -> None:
-        self.storage.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.storage.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._refused(f"no folder can be made there ({error.strerror})", WRITABLE) from None
         free = shutil.disk_usage(self.storage.folder).free - self._promised_bytes
         if size_bytes + LEAST_FREE_BYTES > free:
-            raise self._too_small(
+            raise self._refused(
                 f"table '{path}' may need {size_bytes / 1e9:.3g} GB, {free / 1e9:.3g} GB are free on the disk",
                 "choose a folder on a larger disk, or keep larger tiers in memory",
             )
         self._promised_bytes += size_bytes
 
-    def _too_small(self, what: str, fix: str) -> PlanError:
+    def _refused(self, what: str, fix: str) -> PlanError:
         return PlanError(what, where=f"{WHERE}.folder {self.storage.folder}", fix=fix)
 
 

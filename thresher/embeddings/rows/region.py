@@ -19,6 +19,9 @@ HUGE_PAGE_BYTES = 1 << 21
 PAGE_BYTES = mmap.PAGESIZE
 _NORESERVE = 0x4000  # Linux's MAP_NORESERVE, which the mmap module of Python 3.11 does not name
 
+_IN_MEMORY = "cut the table over more ranks, or set vm.overcommit_memory to 0 or 1"
+_IN_FILE = "choose a folder that can be written, on a file system that holds files of this size"
+
 
 class Region:
     """A fixed range of zeroed bytes.
@@ -39,11 +42,11 @@ class Region:
         self.path = path
         try:
             self._map = self._mapped(path, size_bytes // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise PlanError(
-                f"{self.size_bytes / 1e9:.3g} GB of memory for a table cannot be reserved ({error})",
+                f"{self.size_bytes / 1e9:.3g} GB for a table cannot be reserved ({error})",
                 where=str(path or "memory"),
-                fix="cut the table over more ranks, or set vm.overcommit_memory to 0 or 1",
+                fix=_IN_MEMORY if path is None else _IN_FILE,
             ) from error
         self.bytes: Tensor = torch.frombuffer(self._map, dtype=torch.uint8)
 
