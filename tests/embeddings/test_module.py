@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_its_state_dict_as_if_never_interrupted(name: str, ti
     )
     trained(whole, range(9))
     trained(first, range(5))
-    first.rows.begin(torch.zeros(0))  # ends the fifth step, as the next lookup would
+    # The fifth step is not ended yet: the first lookup after the resume does it.
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)

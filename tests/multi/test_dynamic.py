@@ -70,7 +70,11 @@ def train(rank: int, world: int, kind: str, dynamic: DynamicTable, tiers: TierCo
     return {"losses": losses, "outputs": torch.stack(outputs), "counts": counts}
 
 
-@pytest.mark.parametrize("tiers", [None, TierConfig(budget="90%", flat_below_bytes=0)])
+@pytest.mark.parametrize(
+    "tiers",
+    [None, TierConfig(budget="90%", flat_below_bytes=0), TierConfig(budget="100%")],
+    ids=["no tiers", "tiers", "too small for tiers"],
+)
 def test_ranks_and_cuts_change_nothing(tiers: TierConfig | None) -> None:
     config = DynamicTable(min_count=2)
     (alone,) = run_ranks(1, train, "table_wise", config, tiers, timeout_s=120)
@@ -104,6 +108,28 @@ def full(rank: int, world: int) -> dict[str, int]:
         sharded.step_tables()
     (directory,) = sharded.held._kernels[0].group.dynamic.directories.values()
     return {"evicted": directory.counts.evicted, "rows": len(directory)}
+
+
+def of_no_worth(rank: int, world: int) -> list[int]:
+    """Ids that have rows after one, seen often, and another, seen once, made place for a third."""
+    tiers = TierConfig(budget="100%")
+    table = EmbeddingBagConfig(name="t", num_embeddings=2, embedding_dim=DIM, feature_names=["a"])
+    net = nn.Sequential()
+    net.add_module("bags", EmbeddingBagCollection(tables=[table], device=torch.device("meta")))
+    plan = make_plan(net, world=1, local_world=1, device="cpu", optimizer=OPTIMIZER, tables={"t": "table_wise"})
+    dynamic = {"t": DynamicTable(evict="priority")}
+    sharded = shard(net, plan, device=torch.device("cpu"), optimizer=OPTIMIZER, seed=3, dynamic=dynamic, tiers=tiers)
+    for ids in ([5, 5, 9], [5, 5, 5], [7, 7, 7]):
+        sharded.wrapped(
+            KeyedJaggedTensor(["a"], torch.tensor(ids), lengths=torch.ones(3).long())
+        ).values().sum().backward()
+        sharded.step_tables()
+    (directory,) = sharded.held.directories().values()
+    return sorted(directory.identity.tolist())
+
+
+def test_rows_of_a_table_too_small_for_tiers_have_priorities() -> None:
+    assert run_ranks(1, of_no_worth, timeout_s=60) == [[5, 7]]
 
 
 def refused(rank: int, world: int) -> list[str]:

@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import get_embedding_names_by_table
 
 from thresher.embeddings.group import StepContext, TableGroup
 from thresher.embeddings.init import fill, init_scale
-from thresher.embeddings.kernels.backend import Table, pick_backend
+from thresher.embeddings.kernels.backend import Table, UpdateStats, pick_backend
 from thresher.embeddings.kernels.bags import Pooling
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
@@ -72,6 +72,7 @@ class LocalTables(nn.Module):
             flat = sum(table.nbytes for table in self.tables if isinstance(table, FlatTable))
             self.controller = TierController(tiered, plan, tiers, backend, flat_bytes=flat, files=self._files)
         self._done = [group.stats for group in self.groups]
+        self._saved_open = False
 
     def begin(self, ids: Tensor) -> None:
         """Begins a lookup of ``ids``: ends the step before it, if rows were updated since the last one.
@@ -86,10 +87,9 @@ class LocalTables(nn.Module):
             )
         if not torch.is_grad_enabled() or self.controller is None:
             return
-        # Every update leaves a new object.
-        fresh = [group.stats for group, old in zip(self.groups, self._done, strict=True) if group.stats is not old]
-        if fresh:
-            self._done = [group.stats for group in self.groups]
+        fresh = self._fresh()
+        if fresh or self._saved_open:
+            self._close()
             self.controller.after_step(fresh)
 
     def set_labels(self, labels: Tensor | None) -> None:
@@ -103,9 +103,10 @@ class LocalTables(nn.Module):
             group.lr = lr
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Tables by path, and the policy's state."""
+        """Tables by path, the policy's state, and whether a step is still to be ended."""
         tables = {info.path: take_snapshot(table) for info, table in zip(self._infos, self.tables, strict=True)}
-        return {"tables": tables, "policy": None if self.controller is None else self.controller.state_dict()}
+        policy = None if self.controller is None else self.controller.state_dict()
+        return {"tables": tables, "policy": policy, "open": self._saved_open or bool(self._fresh())}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Takes up what :meth:`get_extra_state` gave.
@@ -117,6 +118,15 @@ class LocalTables(nn.Module):
             load_snapshot(table, state["tables"].get(info.path, {}))
         if self.controller is not None and state["policy"] is not None:
             self.controller.load_state_dict(state["policy"])
+        self._close()
+        self._saved_open = state["open"]
+
+    def _fresh(self) -> list[UpdateStats]:
+        """What updates did since a step was ended; each of them leaves a new object."""
+        return [group.stats for group, old in zip(self.groups, self._done, strict=True) if group.stats is not old]
+
+    def _close(self) -> None:
+        self._done, self._saved_open = [group.stats for group in self.groups], False
 
     def _group(self, features: Sequence[int], pooling: Pooling) -> TableGroup:
         """Of the tables that ``features`` read, in their order."""

@@ -114,6 +114,8 @@ class ShardedTables:
             if bool(table.count.any()):
                 for memory in (table.desc, table.stat, table.count):
                     memory.zero_()
+                for tier in table.stored_levels:
+                    table.trim(tier)
 
     def tiered(self) -> list[TieredTable]:
         """Storage of the tables with tiers."""
@@ -128,10 +130,13 @@ class ShardedTables:
             for name, plan in collection.module_sharding_plan.items()
         }
         copied = [path for path, plan in placed.items() if plan.sharding_spec is None]
-        flat = [plan for path, plan in placed.items() if not engine.is_tiered(path)]
+        # A table with raw ids that has no tiers counts as a flat one, at its full size: its rows come as they come.
+        flat = [plan for path, plan in placed.items() if path not in engine.plans]
+        for table in self.tiered():
+            table.decay = engine.tiers.decay
         self._importance = Importance(engine, env.process_group, get_local_size(env.world_size))
         self.controller = TierController(
-            self.tiered(),
+            [table for table in self.tiered() if table.path in engine.plans],
             tier_plan(engine.infos, engine.tiers, engine.optimizer, copied),
             engine.tiers,
             pick_backend(device),

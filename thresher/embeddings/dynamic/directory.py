@@ -220,6 +220,7 @@ class IdDirectory:
     def load(self, state: dict[str, Ids]) -> None:
         """Becomes what :meth:`state` of a directory of the same capacity described."""
         self.step, self.high, *counts = state["scalars"].tolist()
+        self.open_since = 0
         self.counts = Counts(*counts)
         rows = slice(0, self.high)
         self.identity[rows], self._used_at[rows], self._uses[rows] = state["ids"], state["used_at"], state["uses"]
