@@ -164,6 +164,7 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
     full, whole = plan.fp32_bytes, sum(table.least_bytes() for table in plan.tables)
     cut = f" ({readable(least_bytes - whole)} of it because tables are cut by columns)" if least_bytes > whole else ""
     small = any(table.why_flat.startswith(SMALL) for table in plan.tables)
+    lower = "lower tiers.flat_below_bytes, " if small else ""
     most = sorted(plan.tables, key=lambda table: table.least_bytes(), reverse=True)[:3]
     needs = ", ".join(f"'{t.table}' {readable(t.least_bytes())} ({t.why_flat or _lowest(t)})" for t in most)
     raise ConfigError(
@@ -171,7 +172,7 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
         f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}{cut}. "
         f"Most is needed by {needs}",
         where=WHERE,
-        fix=f"give {_percent_up(least_bytes, full)} or more, {'lower tiers.flat_below_bytes, ' * small}add lower levels to tiers.levels, protect fewer tables, "
+        fix=f"give {_percent_up(least_bytes, full)} or more, {lower}add lower levels to tiers.levels, protect fewer tables, "
         "or make vectors wider (a row has a header of 16 bytes)",
     )
 
