@@ -172,7 +172,8 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
         f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}{cut}. "
         f"Most is needed by {needs}",
         where=WHERE,
-        fix=f"give {_percent_up(least_bytes, full)} or more, {lower}add lower levels to tiers.levels, protect fewer tables, "
+        fix=f"give {_percent_up(least_bytes, full)} or more, {lower}add lower levels to tiers.levels, "
+        "protect fewer tables, "
         "or make vectors wider (a row has a header of 16 bytes)",
     )
 
