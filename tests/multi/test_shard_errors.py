@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch import nn
-from torchrec import KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 
 from tests.multi.harness import run_ranks
 from tests.sharding.models import bags, model
 from thresher.embeddings.optimizers import TableOptimizer
+from thresher.embeddings.policy.config import TierConfig
 from thresher.errors import BadIds, PlanError
 from thresher.sharding.model import ShardedModel, shard
 from thresher.sharding.plan import Plan
@@ -61,6 +62,27 @@ def id_outside(rank: int, world: int, kind: str, row: int) -> None:
     plan = make_plan(net, world=world, local_world=world, device="cpu", optimizer=OPTIMIZER, default=kind)
     ids = KeyedJaggedTensor(["a"], torch.tensor([1, row]), lengths=torch.tensor([1, 1]))
     _shard(net, plan).wrapped.module["bags"](ids).values().sum().backward()
+
+
+def copied(rank: int, world: int) -> int:
+    """Shards a table with tiers beside one that every rank holds, which alone is almost as large as the budget."""
+    rows = {"big": 10_000, "copied": 4_000}
+    tables = [
+        EmbeddingBagConfig(name=name, num_embeddings=count, embedding_dim=64, feature_names=[name])
+        for name, count in rows.items()
+    ]
+    net = nn.Sequential()
+    net.add_module("bags", EmbeddingBagCollection(tables=tables, device=torch.device("meta")))
+    tiers = TierConfig(budget="1.2MB", flat_below_bytes=0, protect=("copied",))
+    kinds = {"big": "table_wise", "copied": "data_parallel"}
+    plan = make_plan(net, world=1, local_world=1, device="cpu", optimizer=OPTIMIZER, tables=kinds, tiers=tiers)
+    sharded = shard(net, plan, device=torch.device("cpu"), optimizer=OPTIMIZER, seed=0, tiers=tiers)
+    assert sharded.tiers is not None
+    return sharded.tiers.ledger().flat_bytes
+
+
+def test_tables_that_every_rank_holds_need_no_room_in_the_budget() -> None:
+    assert run_ranks(1, copied, timeout_s=60) == [0]
 
 
 @pytest.mark.parametrize(

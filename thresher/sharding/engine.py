@@ -21,7 +21,7 @@ from thresher.embeddings.init import init_scale
 from thresher.embeddings.kernels.backend import Backend, Table
 from thresher.embeddings.optimizers import TableOptimizer, fused_params
 from thresher.embeddings.policy.config import TierConfig, TierStorage
-from thresher.embeddings.policy.plan import TableTierPlan, tier_plan
+from thresher.embeddings.policy.plan import TableTierPlan, table_plans
 from thresher.embeddings.policy.storage import SlabFiles
 from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.rows.region import Region
@@ -62,10 +62,10 @@ class Engine:
 
     @cached_property
     def plans(self) -> dict[str, TableTierPlan]:
-        """Tables with tiers, by path."""
+        """Tables with tiers, by path; the budget is not looked at, for replicated tables are no part of it."""
         if self.tiers is None:
             return {}
-        return {table.path: table for table in tier_plan(self.infos, self.tiers, self.optimizer).tiered}
+        return {table.path: table for table in table_plans(self.infos, self.tiers, self.optimizer) if table.tiered}
 
     def is_tiered(self, path: str) -> bool:
         """Whether the table at ``path`` in the model is stored row by row: it has tiers, or its ids are raw."""
