@@ -29,7 +29,14 @@ ROWS, DIM, STEPS = 6, 20, 10
 
 def optimizer(name: str, weight_decay: float = 0.0, decay: str = "l2") -> TableOptimizer:
     return TableOptimizer(
-        name=name, lr=0.3, eps=1e-3, betas=(0.8, 0.9), l1=0.05, l2=0.1, weight_decay=weight_decay, decay=decay
+        name=name,
+        lr=0.3,
+        eps=1e-3,
+        betas=(0.8, 0.9),
+        l1=0.05 if name == "ftrl" else 0.0,
+        l2=0.1 if name == "ftrl" else 0.0,
+        weight_decay=weight_decay,
+        decay=decay,
     )
 
 
