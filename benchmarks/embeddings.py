@@ -11,6 +11,7 @@ distinct rows and updating them, for FBGEMM ``backward()``. The roofline is the 
 line of the same rows, in the same order and with prefetch, and does nothing with them.
 """
 
+import gc
 from collections.abc import Callable
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
@@ -172,8 +173,9 @@ class Turns:
         """Seconds of the next turn by the clock; wall seconds are kept."""
         bags = self._batches[self._turn % len(self._batches)]
         self._turn += 1
-        wall = measure.wall()
-        spent = measure.timed(lambda: self._work(bags), self._clock)
+        wall, start = measure.wall(), self._clock()
+        self._work(bags)
+        spent = self._clock() - start
         self.walls.append(measure.wall() - wall)
         return spent
 
@@ -229,7 +231,11 @@ class Field:
                 turns[f"roofline {name}"] = Turns(batches, work, clock)
         for name, one in self.everyone.items():
             turns[f"{name} backward"] = Turns(batches, partial(one.backward, grad=grad), clock)
+        # Nothing here makes garbage in cycles, and a collection takes longer than most turns.
+        gc.collect()
+        gc.disable()
         timings = measure.interleaved_seconds({name: turn.seconds for name, turn in turns.items()}, repetitions, 2)
+        gc.enable()
         walls = {name: measure.Timing(tuple(turn.walls[2:])) for name, turn in turns.items()}
         unique = sum(len(rows) for rows in self.flat.backend.sort(self.flat.tables, batches[0]).unique)
         return {"lookups": len(batches[0].ids), "unique_rows": unique} | figures(timings, walls)
