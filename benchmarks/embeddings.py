@@ -6,6 +6,9 @@ Eight tables, bags of 1 or 20 ids, batch 2,048, row-wise Adagrad; ids uniform, o
 shuffled rows. One process; the contestants take their turns, each turn with other ids; milliseconds are CPU time of the
 calling thread (of the process where there are two threads) and wall time, ratios those of one round.
 
+The allocator keeps freed memory, for all alike: else every output of megabytes is mapped and faulted in anew, which
+takes longer than a lookup.
+
 ``forward`` is the lookup alone. ``backward`` is everything else that a training step takes: for ours finding the
 distinct rows and updating them, for FBGEMM ``backward()``. The roofline is the time of a loop that touches every cache
 line of the same rows, in the same order and with prefetch, and does nothing with them.
@@ -13,7 +16,7 @@ line of the same rows, in the same order and with prefetch, and does nothing wit
 
 import gc
 from collections.abc import Callable
-from ctypes import c_int64, c_void_p
+from ctypes import CDLL, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,6 +41,7 @@ TABLES = 8
 BATCH = 2048
 MIX = {Tier.FP32: 0.05, Tier.FP16: 0.15, Tier.INT8: 0.80}
 OPTIMIZER = TableOptimizer(name="rowwise_adagrad", lr=0.01)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 DISTRIBUTIONS = {"uniform": 0.0, "zipf 1.05": 1.05, "zipf 1.2": 1.2}
 
 
@@ -271,12 +275,20 @@ def cases(shape: Shape, threads: tuple[int, ...]) -> dict[str, Case]:
     }
 
 
+def keep_freed_memory() -> None:
+    """Tells glibc to return nothing to the system and to serve large blocks from its heap, too."""
+    libc = CDLL(None)
+    libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc accepts
+
+
 def main() -> None:
     """Measures and reports."""
     parser = measure.parser("embeddings: lookup and update beside FBGEMM and nn.EmbeddingBag")
     parser.add_argument("--only", default="", help="settings whose name contains this")
     given = parser.parse_args()
     chosen = measure.options(given)
+    keep_freed_memory()
     found: dict[str, dict[str, Any]] = {}
     for dim in (64,) if chosen.quick else (16, 32, 64, 128):
         some = cases(Shape(dim), (1,) if chosen.quick else (1, 2))
