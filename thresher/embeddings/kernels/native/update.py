@@ -154,7 +154,7 @@ class _Call:
         self, structs: TableStructs, tables: Sequence[Table], found: Sorted, grad: Tensor, rules: Sequence[UpdateRule]
     ) -> None:
         handle = found_of(found)
-        known = {rule: _rule(rule) for rule in rules}
+        known = {rule: _rule(rule) for rule in dict.fromkeys(rules)}
         self._kept: list[object] = [
             handle,
             array := structs.array(tables),
