@@ -79,3 +79,38 @@ def test_so_it_does_where_ranks_have_batches_of_different_sizes() -> None:
     for rank in run_ranks(2, priorities, 2, kinds, [3, 7], timeout_s=60):
         for left in rank:
             assert all(float(part.abs().max()) < 1e-5 for part in left)
+
+
+def followed(rank: int, world: int, follow: bool) -> tuple[list[float], list[int]]:
+    """Priorities added to row r in step r, of which only the second one is told its importance; steps ended by then."""
+    bag = EmbeddingBagConfig(name="a", num_embeddings=ROWS, embedding_dim=DIM, feature_names=["a"])
+    net = nn.ModuleDict({"bags": EmbeddingBagCollection([bag], device=torch.device("meta"))})
+    optimizer = TableOptimizer(name="sgd")
+    plan = make_plan(
+        net, world=1, local_world=1, device="cpu", optimizer=optimizer, tables={"a": "table_wise"}, tiers=TIERS
+    )
+    model = shard(net, plan, device=torch.device("cpu"), optimizer=optimizer, seed=0, tiers=TIERS)
+    assert model.held is not None
+    assert model.tiers is not None
+    bags = model.wrapped.module["bags"]
+    if follow:
+        model.held.follow(bags)
+    (table,) = model.tables()
+    assert isinstance(table.storage, TieredTable)
+    added, ended = [], []
+    for step in range(4):
+        if step == 1:
+            model.observe(torch.tensor([7.0]))
+        bags(KeyedJaggedTensor(["a"], torch.tensor([step]), lengths=torch.tensor([1]))).values().sum().backward()
+        added.append(float(table.storage.stat[step, 1] / table.storage.gain) / DECAY)
+        ended.append(model.tiers.step)
+        if not follow:
+            model.step_tables()
+    return added, ended
+
+
+@pytest.mark.parametrize("follow", [False, True], ids=["step", "follow"])
+def test_what_a_step_was_told_does_not_count_in_the_next(follow: bool) -> None:
+    ((added, ended),) = run_ranks(1, followed, follow, timeout_s=60)
+    assert added == pytest.approx([1.0, 7.0, 1.0, 1.0])
+    assert ended == [0, 1, 2, 3]

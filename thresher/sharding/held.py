@@ -76,19 +76,23 @@ class ShardedTables:
             self._begin(collections)
 
     def observe(self, importance: Tensor) -> None:
-        """Says how much this rank's samples [B] count for priorities in the next backward. Collective; before the
+        """Says how much this rank's samples [B] count for priorities until the step ends. Collective; before the
         forward. Nothing without tiers."""
         if self._importance is not None:
+            if self._open:
+                self.step()
             self._importance.observe(importance)
 
     def step(self) -> None:
-        """Ends a training step: moves rows between tiers when it is time. Collective; nothing without tiers."""
+        """Ends a training step: moves rows between tiers when it is time, and forgets what samples count. Collective;
+        nothing without tiers."""
         self._open = False
+        self.engine.in_order.importance = self.engine.staggered.importance = None
         if self.controller is not None:
             self.controller.after_step(kernel.group.stats for kernel in self._kernels)
 
     def follow(self, model: nn.Module) -> None:
-        """Ends each training step of ``model`` by itself: when the next forward that trains begins."""
+        """Ends each training step of ``model`` by itself: when the next one begins, with ``observe`` or a forward."""
         model.register_forward_pre_hook(self._begin_step)
 
     def _begin_step(self, module: nn.Module, inputs: tuple[object, ...]) -> None:
