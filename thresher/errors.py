@@ -64,6 +64,14 @@ class PlanError(ThresherError):
     """A sharding plan does not fit the tables, the ranks or the memory."""
 
 
+class ScheduleError(ThresherError):
+    """A pipeline schedule is impossible, inconsistent, or not the one the other ranks run."""
+
+
+class PipelineStalled(ThresherError):
+    """A message between pipeline ranks did not come in time, or the peer is gone."""
+
+
 class CheckpointError(ThresherError):
     """A checkpoint is missing, corrupt, or of another model."""
 

@@ -1,0 +1,1 @@
+"""Pipelines side by side: the mesh, dense optimizer state, gradient clipping."""

@@ -1,0 +1,1 @@
+"""Executes a schedule on torch.distributed."""
