@@ -14,6 +14,7 @@ from thresher.embeddings.kernels.bags import Bags, Pooling
 from thresher.embeddings.kernels.rules import UpdateRule
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.rows.tiered import TieredTable
+from thresher.errors import BadBatch
 
 RowSumExchange = Callable[[list[Tensor]], list[Tensor]]
 """Adds up the sums of squares [U] of each table over its column shards. Collective."""
@@ -83,16 +84,35 @@ class TableGroup:
         return output
 
     def update(self, found: Sorted, grad: Tensor) -> None:
-        """Applies the gradient of an output to the rows it came from."""
+        """Applies the gradient of an output to the rows it came from.
+
+        Raises:
+            BadBatch: importance is not of the samples that were looked up; nothing has been updated.
+        """
+        importance = self._importance(found.bags)
         for table in self.tables:
             table.advance()
         rules = [self._rule(table) for table in self.tables]
         sums = None
         if self.exchange is not None:
             sums = self.exchange(self.backend.row_sums(self.tables, found, grad, rules))
-        self.stats = self.backend.update(self.tables, found, grad, rules, self.context.importance, sums)
+        self.stats = self.backend.update(self.tables, found, grad, rules, importance, sums)
         if self.dynamic is not None:
             self.dynamic.close()
+
+    def _importance(self, bags: Bags) -> Tensor | None:
+        """Of the bags' samples; None also where no row has a priority."""
+        given = self.context.importance
+        if given is None or not any(isinstance(table, TieredTable) for table in self.tables):
+            return None
+        for feature, (table, size) in enumerate(zip(bags.tables, bags.batch, strict=True)):
+            if given.numel() != size:
+                raise BadBatch(
+                    f"importance is given for {given.numel()} samples, but feature {feature} has {size} bags",
+                    where=f"table '{self.tables[table].name}'",
+                    fix="give one number for each sample of the batch, and every feature one bag for each sample",
+                )
+        return given
 
     def _rule(self, table: Table) -> UpdateRule:
         if not isinstance(table, TieredTable):
