@@ -1,4 +1,4 @@
-"""What an update refuses before it changes anything."""
+"""What an update refuses before it changes anything: importance of other samples, and a tier without slots."""
 
 import pytest
 import torch
@@ -7,10 +7,11 @@ from torch import Tensor
 from tests.embeddings.policy.small import BACKEND, SGD, train
 from thresher.embeddings.group import StepContext, TableGroup
 from thresher.embeddings.kernels.bags import Pooling
+from thresher.embeddings.rows import tiered
 from thresher.embeddings.rows.flat import FlatTable
 from thresher.embeddings.rows.tiered import TieredTable
 from thresher.embeddings.rows.tiers import Tier
-from thresher.errors import BadBatch
+from thresher.errors import BadBatch, PlanError
 
 ROWS, DIM = 10, 4
 
@@ -50,3 +51,32 @@ def test_tables_without_priorities_do_not_ask_for_it() -> None:
     group = TableGroup([table], [0], Pooling.SUM, SGD, BACKEND, StepContext(torch.ones(7)))
     group(torch.tensor([4]), torch.arange(2)).sum().backward()
     assert table.weights.count_nonzero() == DIM
+
+
+def test_a_tier_that_may_run_out_of_slots_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiered, "MAX_SLOTS", 8)
+    monkeypatch.setattr(tiered, "SPARE_SLOTS", 3)
+    table = small_table()
+    update(table, 0, 1, 2, 3, 4)
+    update(table, 5)
+    with pytest.raises(PlanError) as told:
+        update(table, 6)
+    assert told.value.message == (
+        "PlanError: table 'items': 6 of a shard's 10 rows are in tier int8, a tier holds at most 8. "
+        "Cut the table by rows over more ranks"
+    )
+    assert (table.step, table.live(Tier.INT8)) == (2, 6)
+
+
+def test_a_tier_with_slots_for_all_rows_may_be_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiered, "MAX_SLOTS", ROWS)
+    table = small_table()
+    for row in range(ROWS):
+        update(table, row)
+    update(table, 0)
+    assert table.live(Tier.INT8) == ROWS
+
+
+def test_too_few_slots_for_the_rows_that_enter_are_refused() -> None:
+    with pytest.raises(PlanError, match="a shard of 10 rows needs 10 slots in tier int8"):
+        TieredTable("t", "t", ROWS, DIM, seed=3, init_scale=0.1, scalar=False, vectors=0, slots={Tier.INT8: 9})

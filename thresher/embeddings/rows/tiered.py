@@ -28,6 +28,8 @@ from thresher.errors import PlanError
 SLOT_BITS = 29
 MAX_SLOTS = 1 << SLOT_BITS
 SLOT_MASK = MAX_SLOTS - 1
+SPARE_SLOTS = 1 << 24
+"""Free slots that an update must find where rows enter: more than it takes, for kernels count them only afterwards."""
 HEADER_BYTES = 16
 HIGH, FREE = 0, 1
 RENORMALISE = 2.0**60
@@ -63,7 +65,7 @@ class TieredTable:
             leaves it for a lower one; set by the policy, never before it has decided anything.
 
     Raises:
-        PlanError: a rectangle of 2^29 rows or more may hold them all in one tier.
+        PlanError: ``slots`` are fewer than ``entry`` may need, or more than 2^29.
     """
 
     def __init__(
@@ -112,7 +114,11 @@ class TieredTable:
         """Begins the next update: counts it, and lets all priorities decay by ``decay``.
 
         Nothing is swept: the weight of what is added grows instead, until it has grown by 2^60.
+
+        Raises:
+            PlanError: the tier where new rows enter may run out of slots.
         """
+        self._require_slots()
         self.step += 1
         self.gain /= 1.0 - self.decay
         if self.gain > RENORMALISE:
@@ -195,6 +201,16 @@ class TieredTable:
         if self.slots.get(self.entry, self.rows) < min(self.rows, MAX_SLOTS) or max(self.slots.values()) > MAX_SLOTS:
             raise PlanError(
                 f"a shard of {self.rows} rows needs {self.rows} slots in tier {self.entry.name.lower()}, "
+                f"a tier holds at most {MAX_SLOTS}",
+                where=f"table '{self.name}'",
+                fix="cut the table by rows over more ranks",
+            )
+
+    def _require_slots(self) -> None:
+        """Only a tier that cannot hold all rows can run out of slots."""
+        if self.rows > MAX_SLOTS and self.live(self.entry) > MAX_SLOTS - SPARE_SLOTS:
+            raise PlanError(
+                f"{self.live(self.entry)} of a shard's {self.rows} rows are in tier {self.entry.name.lower()}, "
                 f"a tier holds at most {MAX_SLOTS}",
                 where=f"table '{self.name}'",
                 fix="cut the table by rows over more ranks",
