@@ -12,7 +12,9 @@ from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.optimizers import TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
 from thresher.errors import ConfigError, PlanError
+from thresher.sharding.dynamic import check_dynamic
 from thresher.sharding.model import shard
+from thresher.sharding.plan import Plan
 from thresher.sharding.planner import make_plan
 
 ROWS, DIM, BATCH, STEPS = 64, 8, 8, 6
@@ -148,3 +150,25 @@ def test_what_raw_ids_cannot_be_is_refused() -> None:
     assert said[0].startswith("PlanError: sharding.tables.t: table 'bags.t' has raw ids and cannot be data_parallel")
     assert "the model has no table 'tt'. Did you mean 't'" in said[1]
     assert "dynamic.t.evict: rows have priorities only with tiers" in said[2]
+
+
+def cut(rows: int, *shards: int) -> Plan:
+    """A table of ``rows`` rows cut into shards of so many."""
+    rectangles = [
+        {"rank": n, "row0": 0, "rows": each, "col0": 0, "cols": 8, "bytes": 0} for n, each in enumerate(shards)
+    ]
+    table = {"module": "bags", "table": "t", "rows": rows, "dim": 8, "sharding_type": "row_wise", "kernel": "fused"}
+    return Plan.model_validate(
+        {"world": len(shards), "local_world": len(shards), "tables": [table | {"shards": rectangles}]}
+    )
+
+
+def test_a_shard_without_rows_is_refused() -> None:
+    check_dynamic(cut(7, 2, 2, 2, 1), {"t": DynamicTable()}, None)
+    check_dynamic(cut(2, 1, 1, 0, 0), {}, None)
+    with pytest.raises(PlanError) as told:
+        check_dynamic(cut(2, 1, 1, 0, 0), {"t": DynamicTable()}, None)
+    assert told.value.message == (
+        "PlanError: sharding.tables.t: table 'bags.t' has raw ids, and 2 of its 4 shards have none of its 2 rows. "
+        "Choose table_wise, or give the table more rows"
+    )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.policy.config import TierConfig
 from thresher.errors import ConfigError, PlanError, nearest
-from thresher.sharding.plan import Plan
+from thresher.sharding.plan import Plan, TablePlan
 
 DYNAMIC_TYPES = ("table_wise", "row_wise", "column_wise")
 """Ids reach every shard that may have their row unchanged, or so that they can be told (``RowCut``)."""
@@ -16,7 +16,7 @@ def check_dynamic(plan: Plan, dynamic: Mapping[str, DynamicTable], tiers: TierCo
 
     Raises:
         ConfigError: there is no such table, or rows are to be taken back by priorities that they do not have.
-        PlanError: a table is placed in a way that raw ids do not survive.
+        PlanError: a table is placed in a way that raw ids do not survive, or a rank gets none of its rows.
     """
     names = {table.table for table in plan.tables}
     for name, config in dynamic.items():
@@ -29,9 +29,24 @@ def check_dynamic(plan: Plan, dynamic: Mapping[str, DynamicTable], tiers: TierCo
                 fix="choose lru or lfu, or set tiers.budget",
             )
     for table in plan.tables:
-        if table.table in dynamic and table.sharding_type not in DYNAMIC_TYPES:
-            raise PlanError(
-                f"table '{table.path}' has raw ids and cannot be {table.sharding_type}",
-                where=f"sharding.tables.{table.table}",
-                fix=f"choose one of {', '.join(DYNAMIC_TYPES)}",
-            )
+        if table.table in dynamic:
+            _check_placement(table)
+
+
+def _check_placement(table: TablePlan) -> None:
+    where = f"sharding.tables.{table.table}"
+    if table.sharding_type not in DYNAMIC_TYPES:
+        raise PlanError(
+            f"table '{table.path}' has raw ids and cannot be {table.sharding_type}",
+            where=where,
+            fix=f"choose one of {', '.join(DYNAMIC_TYPES)}",
+        )
+    empty = sum(shard.rows == 0 for shard in table.shards)
+    if empty:
+        # Ids are sent to these shards too, which have no row to give them.
+        raise PlanError(
+            f"table '{table.path}' has raw ids, and {empty} of its {len(table.shards)} shards have none of its "
+            f"{table.rows} rows",
+            where=where,
+            fix="choose table_wise, or give the table more rows",
+        )
