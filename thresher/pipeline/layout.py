@@ -49,7 +49,8 @@ class Layout:
         """The pieces of sequences in slice ``index``, in order; only the first may have a history."""
         low, high = self.bounds[index], self.bounds[index + 1]
         edges = [*(s for s in self.starts if s < high), high]
-                return tuple(Segment(start, max(start, low) - low, stop - low) for start, stop in pairwise(edges) if stop > low)
+        pairs = [(start, stop) for start, stop in pairwise(edges) if stop > low]
+        return tuple(Segment(start, max(start, low) - low, stop - low) for start, stop in pairs)
 
     def positions(self, index: int, device: torch.device | None = None) -> Tensor:
         """[T] int64: place of each token of slice ``index`` in its own sequence, from 0."""

@@ -1,8 +1,8 @@
 """How attention of one operation is shared between two ranks (context exchange, arXiv 2504.14519).
 
-The giver sends its oldest keys and values with its queries; the helper, which is at the same layer of its own operation,
-attends to them and sends the result back. Backward likewise, with the *merged* output and logsumexp. The helper keeps
-nothing.
+The giver sends its oldest keys and values with its queries; the helper, which is at the same layer of its own
+operation, attends to them and sends the result back. Backward likewise, with the *merged* output and logsumexp. The
+helper keeps nothing.
 
     forward   giver:  send K, V, q | own attention on the rest | receive out', lse' | merge
               helper: receive      | own attention             | attend (no mask)   | send out', lse'

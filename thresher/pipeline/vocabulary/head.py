@@ -1,7 +1,7 @@
 """What the runtime asks of an output layer: its loss and gradients from parts that each hold some of its rows.
 
-One slice at a time, with one exchange of messages (the idea of arXiv:2411.05288, section 4: leave the normaliser open and
-scale afterwards):
+One slice at a time, with one exchange of messages (the idea of arXiv:2411.05288, section 4: leave the normaliser open
+and scale afterwards):
 
     every rank r    part:   logits over its rows -> unnormalised gradient of the hidden state, statistics
     last rank       merge:  statistics of all ranks -> loss, gradient of the hidden state, normaliser
