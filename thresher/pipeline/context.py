@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from thresher.pipeline.vocabulary.head import Head
+
 
 @dataclass(frozen=True)
 class RelativeBias:
@@ -108,3 +110,7 @@ class TrunkBuilder(ABC):
     @abstractmethod
     def table(self, name: str, first: int, last: int, device: torch.device) -> Tensor:
         """[last - first, D]: rows first .. last - 1 of ``embedding`` or ``head`` as they are initialised."""
+
+    @abstractmethod
+    def head(self, weight: nn.Parameter, first: int) -> Head:
+        """The loss over rows ``first`` .. of the output layer, which ``weight`` [rows, D] holds."""
