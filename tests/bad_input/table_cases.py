@@ -97,6 +97,7 @@ PLANS = (
     _tiers("budget in words", {"tiers.budget": "lots"}, "tiers.budget: 'lots' is no budget", "40%", "2GB"),
     _tiers("budget of nothing", {"tiers.budget": "0%"}, "allows no byte at all", "Leave it empty"),
     _tiers("negative budget", {"tiers.budget": "-3GB"}, "'-3GB' is no budget"),
+    _tiers("budget above the whole", {"tiers.budget": "400%"}, "tiers.budget: '400%' is more than", "at most 100%"),
     _tiers("budget nobody can meet", {"tiers.budget": "5%"}, "they cannot take less than", "or more"),
     _tiers(
         "budget for small tables only",

@@ -136,6 +136,26 @@ def test_fp32_tables_have_tiers_where_files_hold_them() -> None:
     assert plan.tables[0].entry is Tier.FP32
 
 
+@pytest.mark.parametrize("budget", ["100.1%", "400 %"])
+def test_a_share_above_the_whole_is_refused(budget: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        tier_plan([BIG], config(budget=budget), ROWWISE)
+    assert told.value.message == (
+        f"ConfigError: tiers.budget: '{budget}' is more than the 2.6 MB that the tables take without tiers. "
+        "Give at most 100%, or bytes such as 2GB for a limit that tables may stay below"
+    )
+    assert tier_plan([BIG], config(budget="100%"), ROWWISE).budget_bytes == 2_600_000
+    assert tier_plan([BIG], config(budget="1GB"), ROWWISE).budget_bytes == 10**9
+
+
+def test_cuts_that_need_more_than_the_whole_are_not_answered_by_a_share() -> None:
+    plan = tier_plan([BIG], config(budget="100%"), ROWWISE)
+    with pytest.raises(
+        ConfigError, match=r"less than 3\.2 MB, 123\.1%.* Cut fewer tables by columns, add lower levels"
+    ):
+        require_room(plan, plan.by_path["bags.big"].least_bytes([4] * 16))
+
+
 def test_a_plan_is_plain_data() -> None:
     plan = tier_plan([BIG, SMALL], config(), ROWWISE)
     assert TierPlan.model_validate_json(plan.model_dump_json()) == plan

@@ -114,14 +114,27 @@ def tier_plan(
         replicated: paths of tables that every rank holds whole: they are no part of the plan, nor of the budget.
 
     Raises:
-        ConfigError: the budget is malformed or cannot be met, a name is unknown, a table cannot have its levels, or
-            files are asked for that no table would use.
+        ConfigError: the budget is malformed, cannot be met or saves nothing, a name is unknown, a table cannot have its
+            levels, or files are asked for that no table would use.
     """
     tables = tuple(table for table in table_plans(infos, config, optimizer) if table.path not in replicated)
     plan = TierPlan(tables=tables, budget_bytes=budget_bytes(config.budget, sum(t.fp32_bytes for t in tables)))
-    require_room(plan, sum(table.least_bytes() for table in tables))
+    least_bytes = sum(table.least_bytes() for table in tables)
+    _require_saving(plan, config.budget, least_bytes)
+    require_room(plan, least_bytes)
     _require_stored(plan.tiered, config.storage)
     return plan
+
+
+def _require_saving(plan: TierPlan, budget: str, least_bytes: int) -> None:
+    """A share above 100% is no budget, unless the headers of fp32 rows in files demand it. Bytes are a limit that small
+    tables may stay below."""
+    if budget.strip().endswith("%") and plan.budget_bytes > plan.fp32_bytes >= least_bytes:
+        raise ConfigError(
+            f"'{budget}' is more than the {readable(plan.fp32_bytes)} that the tables take without tiers",
+            where=WHERE,
+            fix="give at most 100%, or bytes such as 2GB for a limit that tables may stay below",
+        )
 
 
 def _require_stored(tables: Sequence[TableTierPlan], storage: TierStorage) -> None:
@@ -165,6 +178,11 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
     cut = f" ({readable(least_bytes - whole)} of it because tables are cut by columns)" if least_bytes > whole else ""
     small = any(table.why_flat.startswith(SMALL) for table in plan.tables)
     lower = "lower tiers.flat_below_bytes, " if small else ""
+    give = (
+        "cut fewer tables by columns"
+        if least_bytes > full >= whole
+        else f"give {_percent_up(least_bytes, full)} or more"
+    )
     most = sorted(plan.tables, key=lambda table: table.least_bytes(), reverse=True)[:3]
     needs = ", ".join(f"'{t.table}' {readable(t.least_bytes())} ({t.why_flat or _lowest(t)})" for t in most)
     raise ConfigError(
@@ -172,7 +190,7 @@ def require_room(plan: TierPlan, least_bytes: int) -> None:
         f"they cannot take less than {readable(least_bytes)}, {_percent_up(least_bytes, full)}{cut}. "
         f"Most is needed by {needs}",
         where=WHERE,
-        fix=f"give {_percent_up(least_bytes, full)} or more, {lower}add lower levels to tiers.levels, "
+        fix=f"{give}, {lower}add lower levels to tiers.levels, "
         "protect fewer tables, "
         "or make vectors wider (a row has a header of 16 bytes)",
     )
