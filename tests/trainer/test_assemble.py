@@ -9,8 +9,10 @@ from tests.trainer.test_run import Job
 from thresher.data.dataset import Dataset
 from thresher.data.prepare import prepare
 from thresher.data.recipes.synthetic import Synthetic
+from thresher.data.schema import Schema
 from thresher.embeddings.tables import find_tables
 from thresher.errors import ConfigError
+from thresher.sharding.dynamic import check_dynamic
 from thresher.trainer.assemble import dynamic_tables, measured, plan_of
 
 
@@ -45,3 +47,15 @@ def test_tables_with_raw_ids_give_rows_as_they_are_told_and_are_cut_by_rows(tmp_
     assert {table.sharding_type for table in plan.tables if table.table == first.name} == {"row_wise"}
     with pytest.raises(ConfigError, match=f"dynamic.{first.name}: the data have no table '{first.name}' with raw ids"):
         dynamic_tables(config, dataset.schema)
+
+
+def test_a_table_with_raw_ids_has_its_name_of_the_model(tmp_path: Path) -> None:
+    tables = [{"name": "items", "rows": 9, "ids": "raw"}]
+    features = [{"kind": "sparse", "name": "item", "table": "items"}, {"kind": "label", "name": "label"}]
+    schema = Schema.model_validate({"name": "s", "tables": tables, "features": features})
+    config = Job(tmp_path, {"dynamic.items": {"min_count": 3}}).config(2)
+    found = dynamic_tables(config, schema)
+    assert {name: table.min_count for name, table in found.items()} == {"items_": 3}
+    plan = plan_of(config, config.model.build(schema, torch.device("meta")), 2, 2, "cpu", raw=found)
+    check_dynamic(plan, found, None)
+    assert {table.table: table.sharding_type for table in plan.tables}["items_"] == "row_wise"

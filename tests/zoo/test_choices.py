@@ -9,11 +9,11 @@ import torch
 
 from tests.zoo.data import CPU, batch_of, shop, with_ids
 from thresher.data.schema import Schema
+from thresher.embeddings.tables import module_name
 from thresher.errors import ConfigError, SchemaError, ThresherError
 from thresher.trainer.config import load_config
 from thresher.trainer.model import ModelConfig
 from thresher.zoo.blocks.inputs import choose_inputs
-from thresher.zoo.blocks.tables import module_name
 from thresher.zoo.din.model import DinConfig
 from thresher.zoo.din.pairs import AttentionConfig, choose_pairs
 from thresher.zoo.fm.model import FmConfig

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torchrec import EmbeddingBagCollection, EmbeddingCollection
 
+from thresher.data.schema import Schema
+
 FLOAT_BYTES = 4
 
 
@@ -37,6 +39,19 @@ class TableInfo:
     def weight_bytes(self) -> int:
         """Bytes of its weights."""
         return self.rows * self.dim * FLOAT_BYTES
+
+
+def module_name(schema: Schema, table: str) -> str:
+    """The name under which collections, plans and checkpoints know a table: its own wherever torch allows it.
+
+    Collections keep tables in a ``nn.ModuleDict``, which refuses the names of its attributes (``items``, ``type``);
+    such a table gets underscores behind its name until it is unique.
+    """
+    taken = {other.name for other in schema.tables}
+    name = table
+    while hasattr(nn.ModuleDict(), name) or (name != table and name in taken):
+        name += "_"
+    return name
 
 
 def find_tables(model: nn.Module) -> tuple[TableInfo, ...]:

@@ -15,7 +15,7 @@ from thresher.data.reader import Reader
 from thresher.data.schema import Schema
 from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.fields.field import find_fields
-from thresher.embeddings.tables import find_tables
+from thresher.embeddings.tables import find_tables, module_name
 from thresher.errors import ConfigError
 from thresher.sharding.frequencies import Frequency, measure_frequencies
 from thresher.sharding.model import ShardedModel, shard
@@ -146,7 +146,7 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
 
 
 def dynamic_tables(config: RunConfig[Any], schema: Schema) -> dict[str, DynamicTable]:
-    """How rows are given to the ids of each table whose ids are raw, by name.
+    """How rows are given to the ids of each table whose ids are raw, by its name in the model (``module_name``).
 
     Raises:
         ConfigError: something is said of a table whose ids are rows already.
@@ -159,7 +159,7 @@ def dynamic_tables(config: RunConfig[Any], schema: Schema) -> dict[str, DynamicT
                 where=f"dynamic.{name}",
                 fix=f"tables with raw ids: {', '.join(raw) or 'none'}; prepare the data with ids=raw",
             )
-    return {name: config.dynamic.get(name, DynamicTable()) for name in raw}
+    return {module_name(schema, name): config.dynamic.get(name, DynamicTable()) for name in raw}
 
 
 def measured(config: RunConfig[Any], dataset: Dataset, model: Model) -> dict[str, Frequency]:

@@ -20,6 +20,7 @@ from torchrec import (
 
 from thresher.data.batch import Batch
 from thresher.data.schema import Schema
+from thresher.embeddings.tables import module_name
 from thresher.errors import ConfigError
 from thresher.zoo.blocks.ragged import first_or_zero, owners, segment_sum
 
@@ -32,19 +33,6 @@ ROW_ALIGNMENT = 4
 def aligned(width: int) -> int:
     """The smallest row width that holds ``width`` floats."""
     return -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT
-
-
-def module_name(schema: Schema, table: str) -> str:
-    """The name under which collections, plans and checkpoints know a table: its own wherever torch allows it.
-
-    Collections keep tables in a ``nn.ModuleDict``, which refuses the names of its attributes (``items``, ``type``);
-    such a table gets underscores behind its name until it is unique.
-    """
-    taken = {other.name for other in schema.tables}
-    name = table
-    while hasattr(nn.ModuleDict(), name) or (name != table and name in taken):
-        name += "_"
-    return name
 
 
 def dense_device(device: torch.device) -> torch.device:
