@@ -7,14 +7,20 @@ and scale afterwards):
     last rank       merge:  statistics of all ranks -> loss, gradient of the hidden state, normaliser
     every rank r    weight_gradient:  normaliser -> gradient of its rows
 
-A head that is not cut is the same with a single part.
+A head that is not cut is the same with a single part. What is exchanged is of dtype :func:`wide` of the hidden states.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Precision of all that heads exchange, for hidden states of ``dtype``: float32 for halves, else their own."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Partial:
     """What a part sends to the last rank.
 
     Attributes:
-        gradient: [B, T, D]: gradient of the hidden state as far as this part knows it.
-        statistics: [B, T, s] fp32.
+        gradient: [B, T, D] wide: gradient of the hidden state as far as this part knows it.
+        statistics: [B, T, s] wide.
     """
 
     gradient: Tensor
@@ -50,9 +56,9 @@ class Merged:
     """What the last rank makes of all parts.
 
     Attributes:
-        loss: scalar, fp32: sum over the slice of weight times loss.
-        gradient: [B, T, D]: of the hidden state.
-        normaliser: [B, T] fp32: what parts need for the gradients of their rows.
+        loss: scalar, wide: sum over the slice of weight times loss.
+        gradient: [B, T, D] wide: of the hidden state.
+        normaliser: [B, T] wide: what parts need for the gradients of their rows.
     """
 
     loss: Tensor
