@@ -163,7 +163,7 @@ def compute_ops(ops: Iterable[Op]) -> list[Op]:
     return [op for op in ops if op.kind in COMPUTE]
 
 
-type Node = tuple[int, Op]
+Node = tuple[int, Op]
 """A rank and one of its compute operations, as :func:`identity` names it."""
 
 

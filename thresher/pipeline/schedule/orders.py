@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from thresher.errors import ScheduleError, nearest
 from thresher.pipeline.schedule.ops import POLICIES, Kind, Op, Shape
 
-type Orders = tuple[tuple[Op, ...], ...]
+Orders = tuple[tuple[Op, ...], ...]
 """By rank: its FORWARD and BACKWARD operations, each once, in the order they are executed."""
 
-type _Place = tuple[int, int, int]  # microbatch, chunk, slice
+_Place = tuple[int, int, int]  # microbatch, chunk, slice
 
 
 def compute_orders(shape: Shape) -> Orders:
