@@ -83,12 +83,12 @@ class SoftmaxHead(NormalisedHead):
 
     def _add_blocks(self, gradient: Tensor, tokens: Tokens, total: Tensor) -> None:
         states = tokens.weighted(tokens.weights)
-        for rows, block in zip(self._blocks(), gradient.split(self.block_rows), strict=True):
+        for rows, block in zip(self._blocks(), torch.split(gradient, self.block_rows), strict=True):
             shares = product(tokens.states, rows.t(), tokens.dtype).sub_(total.unsqueeze(1)).exp_()
             add_product(block, shares.t(), states, tokens.dtype)
 
     def _blocks(self) -> Iterator[Tensor]:
-        return iter(self.weight.split(self.block_rows or len(self.weight)))
+        return iter(torch.split(self.weight, self.block_rows or len(self.weight)))
 
     def _targets(self, tokens: Tokens) -> Tensor:
         """[N, D]: c_r."""
