@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from thresher.data.batch import Batch
 from thresher.data.schema import Schema
+from thresher.pipeline.context import TrunkBuilder
+from thresher.pipeline.microbatch import Microbatch
 from thresher.settings import Settings
 
 
@@ -60,6 +62,33 @@ class Retriever(Model):
         """[B] int64: the row of the item to be found."""
 
 
+class Sequencer(ABC):
+    """How a batch becomes the sequences that a trunk of layers reads.
+
+    Attributes:
+        length: tokens to which sequences are padded, S.
+    """
+
+    length: int
+
+    @abstractmethod
+    def sequences(self, batch: Batch, *, per_token: bool = False) -> Microbatch:
+        """All samples as one microbatch of one slice.
+
+        Args:
+            per_token: weights of tokens are those of their samples, for measuring. Otherwise a sample's weight is
+                shared out over its counted tokens, so that the weights of a batch mean what they mean to any model.
+        """
+
+
+class SequenceModel(Model):
+    """Predicts each next token of sequences. Also a :class:`Retriever` where tokens are items."""
+
+    @abstractmethod
+    def token_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scalars: the sum over counted tokens of their sample's weight times their loss, and of the weights."""
+
+
 class ModelConfig(Settings, ABC):
     """Settings of one model; ``name`` is a ``Literal`` that chooses the model in a YAML file."""
 
@@ -68,3 +97,15 @@ class ModelConfig(Settings, ABC):
     @abstractmethod
     def build(self, schema: Schema, device: torch.device) -> Model:
         """The model for data of ``schema``; when ``device`` is meta, tables are there and the dense part on the CPU."""
+
+
+class SequenceConfig(ModelConfig, ABC):
+    """Settings of a model that can be cut into the stages of a pipeline."""
+
+    @abstractmethod
+    def trunk(self, schema: Schema, seed: int) -> TrunkBuilder:
+        """The parts of the model, each from its own seed."""
+
+    @abstractmethod
+    def sequencer(self, schema: Schema) -> Sequencer:
+        """What its batches are turned into."""

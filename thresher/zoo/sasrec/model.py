@@ -11,11 +11,7 @@ from torchrec import KeyedJaggedTensor
 from thresher.data.batch import Batch
 from thresher.data.schema import Schema
 from thresher.trainer.model import ModelConfig, Retriever
-from thresher.zoo.blocks.losses import full_precision
-from thresher.zoo.blocks.negatives import sample_negatives
-from thresher.zoo.blocks.tables import build_sequence_tables, dense_device
-from thresher.zoo.blocks.transformer import AgePositions, Block
-from thresher.zoo.sasrec.columns import (
+from thresher.zoo.blocks.history import (
     Columns,
     History,
     choose_columns,
@@ -24,6 +20,10 @@ from thresher.zoo.sasrec.columns import (
     read_history,
     targets,
 )
+from thresher.zoo.blocks.losses import full_precision
+from thresher.zoo.blocks.negatives import sample_negatives
+from thresher.zoo.blocks.tables import build_sequence_tables, dense_device
+from thresher.zoo.blocks.transformer import AgePositions, Block
 
 
 class SasRecConfig(ModelConfig):

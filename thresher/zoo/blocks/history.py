@@ -1,4 +1,4 @@
-"""The columns SASRec reads: the history and the item that follows it."""
+"""The columns that sequence models read: the history and the item that follows it."""
 
 from dataclasses import dataclass
 
@@ -39,7 +39,7 @@ def choose_columns(schema: Schema, sequence: str, target: str) -> Columns:
         ConfigError: a name is unknown, or empty with several candidates; the tables differ.
         SchemaError: there is no candidate, or fewer than two items.
     """
-    history = _sequence(schema, sequence)
+    history = choose_sequence(schema, sequence)
     item = _target(schema, history, target)
     table = schema.table(history.table)
     if table.rows - first_item(table) < 2:
@@ -49,7 +49,13 @@ def choose_columns(schema: Schema, sequence: str, target: str) -> Columns:
     return Columns(history.name, item, table.name, history.max_length)
 
 
-def _sequence(schema: Schema, name: str) -> SequenceFeature:
+def choose_sequence(schema: Schema, name: str) -> SequenceFeature:
+    """The sequence called ``name``, or the only one where it is empty.
+
+    Raises:
+        ConfigError: it is unknown, or empty with several candidates.
+        SchemaError: there is none.
+    """
     sequences = {sequence.name: sequence for sequence in schema.sequences}
     if not sequences:
         raise SchemaError("no sequence feature", where=f"schema '{schema.name}'", fix="declare the history of items")
