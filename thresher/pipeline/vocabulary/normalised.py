@@ -74,6 +74,14 @@ class Tokens:
         """[N, D] wide: states times ``factors`` [N]."""
         return self.states * factors.unsqueeze(1)
 
+    def hits(self, rows: Tensor) -> Tensor:
+        """[N, n] bool: which of ``rows`` [n] of this part are the token's target."""
+        return (self.rows.unsqueeze(1) == rows) & (self.mine != 0)
+
+    def are_targets(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """[P] bool: of pairs of a token and a row of this part, whether the row is the token's target."""
+        return (self.rows[tokens] == rows) & (self.mine[tokens, 0] != 0)
+
     def partial(self, gradient: Tensor, peaks: Tensor, sums: Tensor, rows: Tensor) -> Partial:
         """What to send, from U_r [N, D], m_r [N], s_r [N] and c_r [N, D]."""
         hits = (rows * self.states).sum(1)
