@@ -1,0 +1,126 @@
+"""Puts transfers between compute operations so that no rank can wait for another in a circle.
+
+SEND      right after the operation that makes the message. It does not wait.
+RECEIVE   some operations before the one that needs the message, at most ``lookahead`` per edge at a time. It does
+          not wait either. An edge is (payload, source, destination); its messages are received in the order in
+          which they are sent.
+RELEASE   waits for a SEND, but only where the RECEIVE of the peer has been posted for sure:
+
+    rank a   SEND m .................. uses n   RELEASE m
+    rank b          RECEIVE m   SEND n              n was sent after the RECEIVE of m, and it is here
+
+          What can be released nowhere is waited for at the end of the step, when all ranks have posted everything.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from thresher.pipeline.schedule.graph import MAIN, identity, needs
+from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule, Shape
+
+
+@dataclass(slots=True)
+class _Message:
+    """One transfer. Positions are those of compute operations in the lists of source and destination."""
+
+    payload: Payload
+    source: int
+    destination: int
+    op: Op
+    made: int
+    used: int
+    received: int = 0
+
+    def as_op(self, kind: Kind) -> Op:
+        """The entry of the list of one end."""
+        peer = self.source if kind is Kind.RECEIVE else self.destination
+        return Op(kind, self.op.microbatch, self.op.chunk, self.op.slice, self.payload, peer)
+
+
+def lower(
+    shape: Shape,
+    lists: Sequence[Sequence[Op]],
+    exchanges: Sequence[Mapping[int, Op]] = (),
+    lookahead: int | None = None,
+) -> Schedule:
+    """The schedule that executes ``lists`` on ranks that share nothing.
+
+    Args:
+        shape: of the schedule.
+        lists: compute operations by rank, in an order in which nothing waits in a circle.
+        exchanges: by rank, the exchange operation that goes before the compute operation at a position.
+        lookahead: most receives of one edge that are posted and not yet used; the slack of the shape where None.
+    """
+    ahead = shape.slack if lookahead is None else lookahead
+    messages = list(_messages(shape, lists))
+    _place_receives(lists, messages, ahead)
+    before: list[defaultdict[int, list[Op]]] = [defaultdict(list) for _ in lists]
+    after: list[defaultdict[int, list[Op]]] = [defaultdict(list) for _ in lists]
+    for message in messages:
+        after[message.source][message.made].append(message.as_op(Kind.SEND))
+        before[message.destination][message.received].append(message.as_op(Kind.RECEIVE))
+    for message, at in _releases(messages):
+        if at < len(lists[message.source]):
+            before[message.source][at].append(message.as_op(Kind.RELEASE))
+    for rank, shared in enumerate(exchanges):
+        for at, op in shared.items():
+            before[rank][at].append(op)
+    return Schedule(shape, tuple(tuple(_merged(ops, *at)) for ops, *at in zip(lists, before, after, strict=True)))
+
+
+def _merged(ops: Sequence[Op], before: Mapping[int, list[Op]], after: Mapping[int, list[Op]]) -> Iterator[Op]:
+    for at, op in enumerate(ops):
+        yield from before.get(at, ())
+        yield op
+        yield from after.get(at, ())
+
+
+def _messages(shape: Shape, lists: Sequence[Sequence[Op]]) -> Iterator[_Message]:
+    """All transfers, by destination and in the order in which they are used."""
+    places = [{identity(op): at for at, op in enumerate(ops)} for ops in lists]
+    for rank, ops in enumerate(lists):
+        for at, op in enumerate(ops):
+            for need in needs(shape, rank, op):
+                if need.payload is not None:
+                    yield _Message(need.payload, need.rank, rank, need.op, places[need.rank][need.op], at)
+
+
+def _place_receives(lists: Sequence[Sequence[Op]], messages: Sequence[_Message], ahead: int) -> None:
+    """Right after the use of the message ``ahead`` places earlier on its edge, or ``2 * ahead`` forwards and backwards
+    before its own use, whichever comes later: buffers of a direction that starts late are not made early.
+    """
+    mains = [[at for at, op in enumerate(ops) if op.kind in MAIN] for ops in lists]
+    edges: defaultdict[tuple[Payload, int, int], list[_Message]] = defaultdict(list)
+    for message in messages:
+        edge = edges[message.payload, message.source, message.destination]
+        edge.append(message)
+        freed = edge[-1 - ahead].used + 1 if len(edge) > ahead else 0
+        own = mains[message.destination]
+        early = bisect_left(own, message.used) - 2 * ahead
+        message.received = max(freed, own[early] if early > 0 else 0)
+
+
+def _releases(messages: Sequence[_Message]) -> Iterator[tuple[_Message, int]]:
+    """Messages with the position before which their source may wait for them, in the order in which they are sent.
+
+    One more operation than proof needs is let pass, so that the transfer has time.
+    """
+    answers: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    for message in messages:
+        answers[message.source, message.destination].append((message.made, message.used))
+    earliest = {pair: _suffix_minima(sorted(both)) for pair, both in answers.items()}
+    for message in sorted(messages, key=lambda message: message.made):
+        made, used = earliest.get((message.destination, message.source), ([], []))
+        proof = bisect_left(made, message.received)
+        if proof < len(made):
+            yield message, max(used[proof] + 1, message.made + 2)
+
+
+def _suffix_minima(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    """First parts, and for each the smallest second part from there on."""
+    seconds = [used for _, used in pairs]
+    for at in range(len(seconds) - 2, -1, -1):
+        seconds[at] = min(seconds[at], seconds[at + 1])
+    return [made for made, _ in pairs], seconds

@@ -1,0 +1,167 @@
+"""Puts the operations of embedding, output layer and weight gradients between the forwards and backwards.
+
+By a clock: all ranks are simulated with typical costs, and each rank, whenever it is free, does the first of
+
+    1. what others wait for: the loss, rows of the embedding, its part of the output layer
+    2. gradients of rows and of the output layer that have waited for long, so that what they hold stays bounded
+    3. its next forward or backward
+    4. gradients of weights, which nobody waits for
+
+that is ready by that clock. Forwards and backwards keep their order. An operation is placed only after everything that
+it needs, so the lists of all ranks together have no circle.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from types import MappingProxyType
+
+from thresher.pipeline.schedule.graph import Node, identity, needs
+from thresher.pipeline.schedule.graph import feeds as feeds_of
+from thresher.pipeline.schedule.ops import Kind, Op, Shape
+from thresher.pipeline.schedule.orders import Orders
+
+COSTS = MappingProxyType(
+    {
+        Kind.FORWARD: 4,
+        Kind.BACKWARD: 8,
+        Kind.INPUT_BACKWARD: 4,
+        Kind.WEIGHT_BACKWARD: 4,
+        Kind.HEAD: 2,
+        Kind.HEAD_WEIGHT: 2,
+        Kind.LOSS: 1,
+        Kind.EMBED: 1,
+        Kind.EMBED_BACKWARD: 1,
+    }
+)
+"""Ticks of the clock by kind. Only where operations are placed depends on them, never whether a schedule works."""
+
+
+def place(shape: Shape, orders: Orders) -> Orders:
+    """All compute operations of every rank, from its forwards and backwards.
+
+    Args:
+        shape: what to split.
+        orders: FORWARD and BACKWARD operations by rank.
+    """
+    mains = [_with_loss(shape, rank, _split_drain(shape, order)) for rank, order in enumerate(orders)]
+    if not (shape.split_embedding or shape.split_head or shape.split_backward):
+        return tuple(map(tuple, mains))
+    return _Clock(shape, mains).run()
+
+
+def _split_drain(shape: Shape, order: Iterable[Op]) -> list[Op]:
+    """Backwards after the last forward without the gradients of weights."""
+    ops = list(order)
+    if not shape.split_backward:
+        return ops
+    border = 1 + max(at for at, op in enumerate(ops) if op.kind is Kind.FORWARD)
+    return ops[:border] + [Op(Kind.INPUT_BACKWARD, op.microbatch, op.chunk, op.slice) for op in ops[border:]]
+
+
+def _with_loss(shape: Shape, rank: int, ops: list[Op]) -> list[Op]:
+    """With a loss after each forward of the last stage, where the output layer is not cut."""
+    if shape.split_head or rank != shape.stages - 1:
+        return ops
+    placed = []
+    for op in ops:
+        placed.append(op)
+        if op.kind is Kind.FORWARD and op.chunk == shape.chunks - 1:
+            placed.append(Op(Kind.LOSS, op.microbatch, op.chunk, op.slice))
+    return placed
+
+
+class _Clock:
+    """The simulation. Queues hold what a rank has still to do, by kind and in order; mains under FORWARD."""
+
+    def __init__(self, shape: Shape, mains: list[list[Op]]) -> None:
+        self.shape = shape
+        self.queues = [{kind: deque[Op]() for kind in COSTS} for _ in mains]
+        self.lists: list[list[Op]] = [[] for _ in mains]
+        self.free = [0] * len(mains)
+        self.ends: dict[Node, int] = {}
+        self.wakes: list[tuple[int, int]] = []
+        self.awaited: set[tuple[int, int]] = set()
+        self.entered = 0
+        self._fill(mains)
+
+    def _fill(self, mains: list[list[Op]]) -> None:
+        first = [op for op in mains[0] if op.chunk == 0]
+        last = [op for op in mains[-1] if op.chunk == self.shape.chunks - 1 and op.kind is Kind.FORWARD]
+        for rank, (queue, ops) in enumerate(zip(self.queues, mains, strict=True)):
+            queue[Kind.FORWARD].extend(ops)
+            if self.shape.split_embedding:
+                queue[Kind.EMBED].extend(_as(Kind.EMBED, first, forward=True))
+                queue[Kind.EMBED_BACKWARD].extend(_as(Kind.EMBED_BACKWARD, first, forward=False))
+            if self.shape.split_head:
+                queue[Kind.HEAD].extend(_as(Kind.HEAD, last, forward=True))
+                queue[Kind.HEAD_WEIGHT].extend(_as(Kind.HEAD_WEIGHT, last, forward=True))
+            if self.shape.split_head and rank == self.shape.stages - 1:
+                queue[Kind.LOSS].extend(_as(Kind.LOSS, last, forward=True))
+
+    def run(self) -> Orders:
+        """The lists, when all is done."""
+        for rank in range(self.shape.stages):
+            self._wake(0, rank)
+        while self.wakes:
+            time, rank = heappop(self.wakes)
+            self.awaited.discard((time, rank))
+            chosen = self._choose(rank, time) if self.free[rank] <= time else None
+            if chosen is not None:
+                self._start(rank, self.queues[rank][chosen].popleft(), time)
+        assert not any(queue for queues in self.queues for queue in queues.values()), "a forward or backward is stuck"
+        return tuple(map(tuple, self.lists))
+
+    def _choose(self, rank: int, time: int) -> Kind | None:
+        """The queue whose head to do now."""
+        for kind, waiting in self._preferences(rank):
+            queue = self.queues[rank][kind]
+            if len(queue) > waiting and self._is_ready(rank, queue[waiting], time):
+                return kind
+        return None
+
+    def _preferences(self, rank: int) -> Iterable[tuple[Kind, int]]:
+        """Queues in order of urgency, and how many entries before the one that must be ready."""
+        yield Kind.LOSS, 0
+        if len(self.queues[0][Kind.EMBED]) == 0 or self._wants_rows(rank):
+            yield Kind.EMBED, 0
+        yield Kind.HEAD, 0
+        yield Kind.HEAD_WEIGHT, self.shape.slack
+        yield Kind.EMBED_BACKWARD, self.shape.stages
+        for kind in (Kind.FORWARD, Kind.HEAD_WEIGHT, Kind.EMBED_BACKWARD, Kind.WEIGHT_BACKWARD):
+            yield kind, 0
+
+    def _wants_rows(self, rank: int) -> bool:
+        """Whether rank 0 is about to need the next rows of ``rank``: its own at once, those of others in p slices."""
+        done = self.shape.microbatches * self.shape.slices - len(self.queues[rank][Kind.EMBED])
+        return done < self.entered + (self.shape.stages if rank else 1)
+
+    def _is_ready(self, rank: int, op: Op, time: int) -> bool:
+        for need in needs(self.shape, rank, op):
+            end = self.ends.get((need.rank, need.op))
+            if end is None or end > time:
+                return False
+        return True
+
+    def _start(self, rank: int, op: Op, time: int) -> None:
+        end = time + COSTS[op.kind]
+        self.ends[rank, identity(op)] = self.free[rank] = end
+        self.lists[rank].append(op)
+        if op.kind is Kind.INPUT_BACKWARD:
+            self.queues[rank][Kind.WEIGHT_BACKWARD].append(Op(Kind.WEIGHT_BACKWARD, op.microbatch, op.chunk, op.slice))
+        if op.kind is Kind.FORWARD and rank == op.chunk == 0:
+            self.entered += 1
+            for other in range(self.shape.stages):
+                self._wake(time, other)
+        for feed in feeds_of(self.shape, rank, op):
+            self._wake(end, feed.rank)
+        self._wake(end, rank)
+
+    def _wake(self, time: int, rank: int) -> None:
+        if (time, rank) not in self.awaited:
+            self.awaited.add((time, rank))
+            heappush(self.wakes, (time, rank))
+
+
+def _as(kind: Kind, ops: Iterable[Op], *, forward: bool) -> list[Op]:
+    return [Op(kind, op.microbatch, op.chunk, op.slice) for op in ops if (op.kind is Kind.FORWARD) == forward]
