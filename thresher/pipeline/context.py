@@ -86,7 +86,8 @@ class TrunkBuilder(ABC):
     Attributes:
         layers: number of layers, L.
         width: of hidden states, D.
-        vocabulary: rows of the embedding and of the output layer, V; 0 where inputs are vectors.
+        vocabulary: rows of the embedding and of the output layer, V. Inputs that are vectors pass the
+            embedding by.
         tied: the output layer is the embedding.
     """
 
