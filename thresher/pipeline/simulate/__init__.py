@@ -1,1 +1,1 @@
-"""How long a schedule takes and how much memory: pure functions over the same lists that the runtime executes."""
+"""How long a schedule takes, how much memory it needs, what that looks like, and which settings are best."""
