@@ -47,7 +47,7 @@ class Sizes:
         hidden: Spec = ((*tokens, self.width), self.dtype)
         exact = torch.promote_types(self.dtype, torch.float32)
         if key.payload is Payload.PARTIAL:
-            return [((*tokens, self.width), self.dtype), ((*tokens, self.statistics), exact)]
+            return [((*tokens, self.width), exact), ((*tokens, self.statistics), exact)]
         if key.payload is Payload.NORMALISER:
             return [(tokens, exact)]
         if key.payload in (Payload.ROWS, Payload.ROW_GRADIENT):
