@@ -15,6 +15,7 @@ INPUT_BACKWARD is the same node as the BACKWARD it stands for. With S the stage 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from thresher.errors import ScheduleError
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule, Shape
 
 MAIN = frozenset({Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_BACKWARD})
@@ -164,7 +165,7 @@ def compute_ops(ops: Iterable[Op]) -> list[Op]:
 
 
 Node = tuple[int, Op]
-"""A rank and one of its compute operations, as :func:`identity` names it."""
+"""A rank and one of its operations; as :func:`identity` names it where it is a compute operation."""
 
 
 def couples(schedule: Schedule) -> dict[Node, Node]:
@@ -176,3 +177,83 @@ def couples(schedule: Schedule) -> dict[Node, Node]:
                 kind = Kind.FORWARD if op.kind is Kind.EXCHANGE_FORWARD else Kind.BACKWARD
                 found[rank, _like(op, kind)] = (op.peer, Op(kind, *op.partner))
     return found
+
+
+def walk(schedule: Schedule) -> list[Node]:
+    """All operations in one order in which they may be executed, each rank keeping to its list.
+
+    A compute operation needs what :func:`needs` says, transfers included: sent, and its receive posted. Two that share
+    attention both have to be reached. SEND and RECEIVE never wait; RELEASE waits for the RECEIVE of the peer.
+
+    Raises:
+        ScheduleError: operations wait for each other in a circle, or for one that is in no list.
+    """
+    return _Walk(schedule).run()
+
+
+_Transfer = tuple[Payload | None, int, int, int, int, int]  # payload, source, destination, microbatch, chunk, slice
+
+
+class _Walk:
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.partners = couples(schedule)
+        self.reached: set[Node] = set()
+        self.done: set[Node] = set()
+        self.sent: set[_Transfer] = set()
+        self.posted: set[_Transfer] = set()
+
+    def run(self) -> list[Node]:
+        ranks = self.schedule.ranks
+        at, order, moved = [0] * len(ranks), list[Node](), True
+        while moved:
+            moved = False
+            for rank, ops in enumerate(ranks):
+                while at[rank] < len(ops) and not self._awaited(rank, ops[at[rank]]):
+                    self._execute(rank, ops[at[rank]])
+                    order.append((rank, ops[at[rank]]))
+                    at[rank] += 1
+                    moved = True
+        stuck = [(rank, ops[at[rank]]) for rank, ops in enumerate(ranks) if at[rank] < len(ops)]
+        if stuck:
+            raise self._stuck(stuck)
+        return order
+
+    def _awaited(self, rank: int, op: Op) -> str:
+        """What ``op`` waits for; empty where it can be executed."""
+        if op.kind is Kind.RELEASE:
+            return "" if _transfer(op, rank, op.peer) in self.posted else f"the receive of rank {op.peer}"
+        if op.kind not in COMPUTE:
+            return ""
+        for need in needs(self.schedule.shape, rank, op):
+            if (need.rank, need.op) not in self.done:
+                return f"{need.op} of rank {need.rank}"
+            if need.payload is not None and not self._is_transferred(need, rank):
+                return f"{need.payload.name.lower()} from rank {need.rank}, which is not sent or not received"
+        return self._awaited_partner(rank, op)
+
+    def _awaited_partner(self, rank: int, op: Op) -> str:
+        node = (rank, identity(op))
+        partner = self.partners.get(node)
+        self.reached.add(node)
+        return "" if partner is None or partner in self.reached else f"{partner[1]} of rank {partner[0]} to share with"
+
+    def _is_transferred(self, need: Need, rank: int) -> bool:
+        transfer = (need.payload, need.rank, rank, need.op.microbatch, need.op.chunk, need.op.slice)
+        return transfer in self.sent and transfer in self.posted
+
+    def _execute(self, rank: int, op: Op) -> None:
+        if op.kind is Kind.SEND:
+            self.sent.add(_transfer(op, rank, op.peer))
+        elif op.kind is Kind.RECEIVE:
+            self.posted.add(_transfer(op, op.peer, rank))
+        elif op.kind in COMPUTE:
+            self.done.add((rank, identity(op)))
+
+    def _stuck(self, stuck: list[Node]) -> ScheduleError:
+        tales = [f"rank {rank} stops at {op} and waits for {self._awaited(rank, op)}" for rank, op in stuck]
+        return ScheduleError("; ".join(tales), where="schedule", fix="build it with build_schedule")
+
+
+def _transfer(op: Op, source: int, destination: int) -> _Transfer:
+    return op.payload, source, destination, op.microbatch, op.chunk, op.slice
