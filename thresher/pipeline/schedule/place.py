@@ -3,9 +3,9 @@
 By a clock: all ranks are simulated with typical costs, and each rank, whenever it is free, does the first of
 
     1. what others wait for: the loss, rows of the embedding, its part of the output layer
-    2. gradients of rows and of the output layer that have waited for long, so that what they hold stays bounded
+    2. gradients of weights of which too many wait, so that what they hold stays bounded
     3. its next forward or backward
-    4. gradients of weights, which nobody waits for
+    4. other gradients of weights, which nobody waits for
 
 that is ready by that clock. Forwards and backwards keep their order. An operation is placed only after everything that
 it needs, so the lists of all ranks together have no circle.
@@ -23,12 +23,12 @@ from thresher.pipeline.schedule.orders import Orders
 
 COSTS = MappingProxyType(
     {
-        Kind.FORWARD: 4,
-        Kind.BACKWARD: 8,
-        Kind.INPUT_BACKWARD: 4,
-        Kind.WEIGHT_BACKWARD: 4,
-        Kind.HEAD: 2,
-        Kind.HEAD_WEIGHT: 2,
+        Kind.FORWARD: 20,
+        Kind.BACKWARD: 40,
+        Kind.INPUT_BACKWARD: 20,
+        Kind.WEIGHT_BACKWARD: 20,
+        Kind.HEAD: 5,
+        Kind.HEAD_WEIGHT: 5,
         Kind.LOSS: 1,
         Kind.EMBED: 1,
         Kind.EMBED_BACKWARD: 1,
@@ -128,6 +128,7 @@ class _Clock:
         yield Kind.HEAD, 0
         yield Kind.HEAD_WEIGHT, self.shape.slack
         yield Kind.EMBED_BACKWARD, self.shape.stages
+        yield Kind.WEIGHT_BACKWARD, self.shape.slack
         for kind in (Kind.FORWARD, Kind.HEAD_WEIGHT, Kind.EMBED_BACKWARD, Kind.WEIGHT_BACKWARD):
             yield kind, 0
 
