@@ -13,6 +13,7 @@ from thresher.data.recipes.movielens import MovieLens
 from thresher.data.recipes.recbole import RecBole
 from thresher.data.recipes.synthetic import Synthetic
 from thresher.data.recipes.taobao_ad import TaobaoAd
+from thresher.data.recipes.text import Text
 from thresher.data.recipes.user_item import UserItem
 from thresher.errors import ConfigError, nearest
 from thresher.settings import parse
@@ -28,6 +29,7 @@ _RECIPES: tuple[type[Recipe], ...] = (
     MovieLens,
     RecBole,
     TaobaoAd,
+    Text,
     UserItem,
 )
 

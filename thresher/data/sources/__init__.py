@@ -4,7 +4,7 @@ each comes out as a :class:`~thresher.data.quarantine.BadRow` with file, line nu
 
 from thresher.data.sources.delimited import Layout, Part, header, read_delimited, require
 from thresher.data.sources.files import choose_file, choose_files, find_file
-from thresher.data.sources.lines import Lines, first_line, read_lines
+from thresher.data.sources.lines import Lines, first_line, open_bytes, read_lines
 
 __all__ = [
     "Layout",
@@ -15,6 +15,7 @@ __all__ = [
     "find_file",
     "first_line",
     "header",
+    "open_bytes",
     "read_delimited",
     "read_lines",
     "require",

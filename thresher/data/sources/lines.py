@@ -103,7 +103,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
     """Blocks of whole lines; the last line gets an end if it has none."""
     rest = b""
     try:
-        with _open(path) as stream:
+        with open_bytes(path) as stream:
             while data := stream.read(BLOCK_BYTES):
                 cut = data.rfind(b"\n") + 1
                 if cut:
@@ -117,7 +117,12 @@ def _blocks(path: Path) -> Iterator[bytes]:
         yield rest + b"\n"
 
 
-def _open(path: Path) -> pa.NativeFile:
+def open_bytes(path: Path) -> pa.NativeFile:
+    """The bytes of a file as a stream, decompressed: gzip by content; bz2, zst, lz4 by suffix.
+
+    Raises:
+        DataError: the file is missing, empty, or cannot be read.
+    """
     if not path.is_file():
         fault = "is a folder, not a file" if path.is_dir() else "no such file"
         raise DataError(fault, where=str(path), fix="give an existing file")
