@@ -50,7 +50,8 @@ class Biases:
             row = self._position[:, distances.clamp_(0, self._position.shape[1] - 1)]
             scores += row.unfold(1, len(keys), 1)
         if self._time is not None:
-            scores += self._time[:, self._buckets(queries, keys)].transpose(0, 1)
+            buckets = self._buckets(queries, keys)
+            scores += self._time.index_select(1, buckets.flatten()).view(-1, *buckets.shape).transpose(0, 1)
 
     def collect(self, gradient: Tensor, queries: range, keys: range) -> None:
         """Adds to the gradients of the tables what a rectangle of ``gradient`` [B, H, Tq, Tk] means for them."""
@@ -69,9 +70,9 @@ class Biases:
 
 
 def time_buckets(differences: Tensor, buckets: int) -> Tensor:
-    """min(floor(log2(1 + |d|)), buckets - 1) of int64 ``differences``, exact."""
-    powers = torch.arange(1, min(buckets, 63), device=differences.device)
-    return torch.bucketize(differences.abs(), (1 << powers) - 1, right=True)
+    """min(floor(log2(1 + |d|)), buckets - 1) of int64 ``differences``, int64; exact up to 2^53."""
+    exponents = torch.frexp((differences.abs() + 1).double()).exponent - 1
+    return exponents.clamp_(max=buckets - 1).long()
 
 
 def require_times(times: Tensor | None) -> Tensor:
@@ -106,13 +107,14 @@ def _add_by_distance(total: Tensor, gradient: Tensor, newest: int) -> None:
 def _add_by_bucket(total: Tensor, gradient: Tensor, buckets: Tensor) -> None:
     """Adds to ``total`` [H, Q] the sums of ``gradient`` [H, B, Tq, Tk] over equal ``buckets`` [B, Tq, Tk].
 
-    The order of additions is fixed: on CPU one-dimensional ``index_add_`` is serial, elsewhere ``index_put_`` sorts.
+    The order of additions is fixed: on CPU ``scatter_add_`` is serial in each row, elsewhere ``index_put_`` sorts.
     """
-    heads, size = total.shape
-    places = (buckets.flatten() + size * torch.arange(heads, device=total.device).unsqueeze(1)).flatten()
-    sums = torch.zeros_like(total).flatten()
+    heads = total.shape[0]
+    places = buckets.flatten().expand(heads, -1)
+    sums = torch.zeros_like(total)
     if total.device.type == "cpu":
-        sums.index_add_(0, places, gradient.flatten())
+        sums.scatter_add_(1, places, gradient.flatten(1))
     else:
-        sums.index_put_((places,), gradient.flatten(), accumulate=True)
-    total += sums.view_as(total)
+        rows = torch.arange(heads, device=total.device).unsqueeze(1)
+        sums.index_put_((rows, places), gradient.flatten(1), accumulate=True)
+    total += sums

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from thresher.pipeline.attention.bias import Biases, require_times, time_buckets
+from thresher.pipeline.attention.keep import keep
 from thresher.pipeline.attention.port import Arriving
 from thresher.pipeline.attention.rectangles import Rectangles, Triple
 from thresher.pipeline.attention.regions import history
@@ -88,7 +89,7 @@ class _Pointwise(torch.autograd.Function):
         ctx.context, ctx.layer = context, layer
         with torch.autocast(query.device.type, enabled=False):
             work = _Work(context, layer, query, _bias(by_position, by_time))
-            query, key, value = work.keep(query, key, value)
+            query, key, value = keep(context, layer, query, key, value)
             ctx.save_for_backward(query, key, value, by_position, by_time)
             return work.forward(query, key, value).to(query.dtype)
 
@@ -129,12 +130,6 @@ class _Work:
     def looking(self) -> range:
         """Tokens of the first segment, the only one that may look back."""
         return range(self.low, self.low + self.segments[0].end)
-
-    def keep(self, query: Tensor, key: Tensor, value: Tensor) -> Triple:
-        """The same, as they will be saved."""
-        if self.layout.slices > 1:
-            return query, *self.store.write(self.layer, self.number, self.index, key, value)
-        return query, key, value
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[B, H, T, E] in the dtype of scores."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thresher.pipeline.attention import segments
+from thresher.pipeline.attention.keep import keep, with_rows
 from thresher.pipeline.attention.kernels import Triple, choose, merge
 from thresher.pipeline.attention.port import Arriving
 from thresher.pipeline.attention.regions import history
@@ -42,7 +43,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, context: "SlicedContext", layer: int) -> Tensor:
         work = _Work(context, layer, query, key.shape[1])
-        query, key, value = work.keep(query, key, value)
+        query, key, value = keep(context, layer, query, key, value)
         out, lse = work.forward(query, key, value)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.context, ctx.layer = context, layer
@@ -53,7 +54,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, lse = ctx.saved_tensors
         work = _Work(ctx.context, ctx.layer, query, key.shape[1])
-        return *work.backward(_rows(dout), query, key, value, out, lse), None, None
+        return *work.backward(with_rows(dout), query, key, value, out, lse), None, None
 
 
 class _Work:
@@ -69,16 +70,6 @@ class _Work:
         self.shared = _Shared(deal, self, query, groups) if deal else None
         past = history(self.layout, self.index)
         self.here = range(deal.tokens.stop, past.stop) if deal and deal.gives else past
-
-    def keep(self, query: Tensor, key: Tensor, value: Tensor) -> Triple:
-        """The same, stored as backward will want them, with no byte more than they have."""
-        if self.layout.slices > 1:
-            return _compact(query), *self.store.write(self.layer, self.number, self.index, key, value)
-        inputs = (query, key, value)
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in inputs}
-        if sum(storages.values()) == sum(x.nbytes for x in inputs):
-            return _rows(query), _rows(key), _rows(value)
-        return _compact(query), _compact(key), _compact(value)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(out, lse) of the whole slice."""
@@ -161,13 +152,3 @@ class _Shared:
 
     def _send(self, *tensors: Tensor) -> None:
         self.deal.port.send([x.contiguous() for x in tensors])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """``x`` with contiguous rows, as the kernels want them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _compact(x: Tensor) -> Tensor:
-    """``x`` in a storage of its own size."""
-    return _rows(x) if x.untyped_storage().nbytes() == x.nbytes else x.clone()
