@@ -12,9 +12,10 @@ from thresher.zoo.dlrm.model import DlrmConfig
 from thresher.zoo.fm.model import FmConfig
 from thresher.zoo.lr.model import LrConfig
 from thresher.zoo.sasrec.model import SasRecConfig
+from thresher.zoo.transformer.config import TransformerConfig
 
 AnyModel = Annotated[
-    LrConfig | FmConfig | DeepFmConfig | DlrmConfig | DcnV2Config | DinConfig | SasRecConfig,
+    LrConfig | FmConfig | DeepFmConfig | DlrmConfig | DcnV2Config | DinConfig | SasRecConfig | TransformerConfig,
     Field(discriminator="name"),
 ]
 """The configuration of any model, chosen by ``name``."""

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from thresher.embeddings.init import fill
 from thresher.pipeline.context import TrunkBuilder, TrunkLayer
+from thresher.pipeline.vocabulary.binary import BinaryHead
 from thresher.pipeline.vocabulary.head import Head
+from thresher.pipeline.vocabulary.negatives import LogUniform, Sampler, Uniform
+from thresher.pipeline.vocabulary.sampled import SampledSoftmaxHead
 from thresher.pipeline.vocabulary.softmax import SoftmaxHead
 from thresher.zoo.transformer.layers import Front, PointwiseLayer, SoftmaxLayer, Tail
 from thresher.zoo.transformer.shape import TrunkShape
@@ -17,6 +20,7 @@ INIT_STD = 0.02
 """Of matrices and embeddings (Radford et al. 2019, "GPT-2"); what layers add begins smaller by sqrt(2 L)."""
 
 Loss = Literal["softmax", "sampled_softmax", "bce"]
+Sampling = Literal["uniform", "log_uniform"]
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,20 @@ class Output:
 
     Attributes:
         items: rows that negatives are drawn from.
-        negatives: per token.
+        sampling: how.
+        negatives: per slice (``sampled_softmax``) or per token (``bce``).
     """
 
     loss: Loss
     items: range
+    sampling: Sampling
     negatives: int
+
+    @property
+    def sampler(self) -> Sampler:
+        """The distribution of negatives."""
+        kind = LogUniform if self.sampling == "log_uniform" else Uniform
+        return kind(self.items.start, self.items.stop)
 
 
 class TransformerTrunk(TrunkBuilder):
@@ -71,6 +83,11 @@ class TransformerTrunk(TrunkBuilder):
 
     def head(self, weight: nn.Parameter, first: int) -> Head:
         """The loss over the rows ``weight`` [rows, D]."""
+        output = self.output
+        if output.loss == "sampled_softmax":
+            return SampledSoftmaxHead(weight, first, sampler=output.sampler, count=output.negatives)
+        if output.loss == "bce":
+            return BinaryHead(weight, first, sampler=output.sampler, count=output.negatives)
         return SoftmaxHead(weight, first, self.vocabulary)
 
     def _made(self, part: TrunkLayer, name: str) -> TrunkLayer:
