@@ -4,12 +4,11 @@ SEND      right after the operation that makes the message. It does not wait.
 RECEIVE   some operations before the one that needs the message, at most ``lookahead`` per edge at a time. It does
           not wait either. An edge is (payload, source, destination); its messages are received in the order in
           which they are sent.
-RELEASE   waits for a SEND, but only where the RECEIVE of the peer has been posted for sure:
+RELEASE   waits for a SEND, and with it for the RECEIVE of the peer, so that what was sent can be freed. By the
+          clock that is long past: the RECEIVE is posted a slice's forward and backward before the RELEASE.
 
-    rank a   SEND m .................. uses n   RELEASE m
-    rank b          RECEIVE m   SEND n              n was sent after the RECEIVE of m, and it is here
-
-          What can be released nowhere is waited for at the end of the step, when all ranks have posted everything.
+All this goes forward on one clock, so nothing waits in a circle, however fast the ranks really are. Messages for which
+the lists end too early are waited for at the end of the step, when all ranks have posted everything.
 """
 
 from bisect import bisect_left
@@ -17,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from thresher.pipeline.schedule.clock import COSTS, Place, start_times
 from thresher.pipeline.schedule.graph import MAIN, identity, needs
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule, Shape
 
@@ -54,16 +54,16 @@ def lower(
         lookahead: most receives of one edge that are posted and not yet used; the slack of the shape where None.
     """
     ahead = shape.slack if lookahead is None else lookahead
-    messages = list(_messages(shape, lists))
+    places = [{identity(op): at for at, op in enumerate(ops)} for ops in lists]
+    messages = list(_messages(shape, lists, places))
     _place_receives(lists, messages, ahead)
     before: list[defaultdict[int, list[Op]]] = [defaultdict(list) for _ in lists]
     after: list[defaultdict[int, list[Op]]] = [defaultdict(list) for _ in lists]
     for message in messages:
         after[message.source][message.made].append(message.as_op(Kind.SEND))
         before[message.destination][message.received].append(message.as_op(Kind.RECEIVE))
-    for message, at in _releases(messages):
-        if at < len(lists[message.source]):
-            before[message.source][at].append(message.as_op(Kind.RELEASE))
+    for message, at in _releases(lists, messages, _partners(places, exchanges)):
+        before[message.source][at].append(message.as_op(Kind.RELEASE))
     for rank, shared in enumerate(exchanges):
         for at, op in shared.items():
             before[rank][at].append(op)
@@ -77,14 +77,23 @@ def _merged(ops: Sequence[Op], before: Mapping[int, list[Op]], after: Mapping[in
         yield from after.get(at, ())
 
 
-def _messages(shape: Shape, lists: Sequence[Sequence[Op]]) -> Iterator[_Message]:
+def _messages(shape: Shape, lists: Sequence[Sequence[Op]], places: Sequence[Mapping[Op, int]]) -> Iterator[_Message]:
     """All transfers, by destination and in the order in which they are used."""
-    places = [{identity(op): at for at, op in enumerate(ops)} for ops in lists]
     for rank, ops in enumerate(lists):
         for at, op in enumerate(ops):
             for need in needs(shape, rank, op):
                 if need.payload is not None:
                     yield _Message(need.payload, need.rank, rank, need.op, places[need.rank][need.op], at)
+
+
+def _partners(places: Sequence[Mapping[Op, int]], exchanges: Sequence[Mapping[int, Op]]) -> dict[Place, Place]:
+    found = {}
+    for rank, shared in enumerate(exchanges):
+        for at, op in shared.items():
+            assert op.partner is not None
+            kind = Kind.FORWARD if op.kind is Kind.EXCHANGE_FORWARD else Kind.BACKWARD
+            found[rank, at] = (op.peer, places[op.peer][Op(kind, *op.partner)])
+    return found
 
 
 def _place_receives(lists: Sequence[Sequence[Op]], messages: Sequence[_Message], ahead: int) -> None:
@@ -102,25 +111,20 @@ def _place_receives(lists: Sequence[Sequence[Op]], messages: Sequence[_Message],
         message.received = max(freed, own[early] if early > 0 else 0)
 
 
-def _releases(messages: Sequence[_Message]) -> Iterator[tuple[_Message, int]]:
-    """Messages with the position before which their source may wait for them, in the order in which they are sent.
+def _releases(
+    lists: Sequence[Sequence[Op]], messages: Sequence[_Message], partners: Mapping[Place, Place]
+) -> Iterator[tuple[_Message, int]]:
+    """Messages with the position before which their source waits for them, in the order in which they are sent.
 
-    One more operation than proof needs is let pass, so that the transfer has time.
+    Positions past the end of a list are left out.
     """
-    answers: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    waits: defaultdict[Place, list[Place]] = defaultdict(list)
     for message in messages:
-        answers[message.source, message.destination].append((message.made, message.used))
-    earliest = {pair: _suffix_minima(sorted(both)) for pair, both in answers.items()}
+        waits[message.destination, message.used].append((message.source, message.made))
+    starts = start_times(lists, waits, partners)
+    margin = COSTS[Kind.FORWARD] + COSTS[Kind.BACKWARD]
     for message in sorted(messages, key=lambda message: message.made):
-        made, used = earliest.get((message.destination, message.source), ([], []))
-        proof = bisect_left(made, message.received)
-        if proof < len(made):
-            yield message, max(used[proof] + 1, message.made + 2)
-
-
-def _suffix_minima(pairs: list[tuple[int, int]]) -> tuple[list[int], list[int]]:
-    """First parts, and for each the smallest second part from there on."""
-    seconds = [used for _, used in pairs]
-    for at in range(len(seconds) - 2, -1, -1):
-        seconds[at] = min(seconds[at], seconds[at + 1])
-    return [made for made, _ in pairs], seconds
+        posted = starts[message.destination][message.received] + margin
+        at = max(bisect_left(starts[message.source], posted), message.made + 2)
+        if at < len(lists[message.source]):
+            yield message, at

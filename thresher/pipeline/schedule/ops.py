@@ -48,7 +48,7 @@ class Kind(StrEnum):
     RECEIVE = "R"
     """Allocates a buffer and starts to receive; the operation that consumes it waits."""
     RELEASE = "D"
-    """Waits for an earlier SEND that is known to have found its RECEIVE, and frees what was sent."""
+    """Waits for an earlier SEND and frees what was sent. Lists are such that the RECEIVE of the peer cannot depend on it."""
 
 
 class Payload(StrEnum):

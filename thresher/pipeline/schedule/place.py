@@ -1,6 +1,6 @@
 """Puts the operations of embedding, output layer and weight gradients between the forwards and backwards.
 
-By a clock: all ranks are simulated with typical costs, and each rank, whenever it is free, does the first of
+By a clock: all ranks are simulated, and each rank, whenever it is free, does the first of
 
     1. what others wait for: the loss, rows of the embedding, its part of the output layer
     2. gradients of weights of which too many wait, so that what they hold stays bounded
@@ -14,27 +14,11 @@ it needs, so the lists of all ranks together have no circle.
 from collections import deque
 from collections.abc import Iterable
 from heapq import heappop, heappush
-from types import MappingProxyType
 
-from thresher.pipeline.schedule.graph import Node, identity, needs
-from thresher.pipeline.schedule.graph import feeds as feeds_of
+from thresher.pipeline.schedule.clock import COSTS
+from thresher.pipeline.schedule.graph import Node, feeds, identity, needs
 from thresher.pipeline.schedule.ops import Kind, Op, Shape
 from thresher.pipeline.schedule.orders import Orders
-
-COSTS = MappingProxyType(
-    {
-        Kind.FORWARD: 20,
-        Kind.BACKWARD: 40,
-        Kind.INPUT_BACKWARD: 20,
-        Kind.WEIGHT_BACKWARD: 20,
-        Kind.HEAD: 5,
-        Kind.HEAD_WEIGHT: 5,
-        Kind.LOSS: 1,
-        Kind.EMBED: 1,
-        Kind.EMBED_BACKWARD: 1,
-    }
-)
-"""Ticks of the clock by kind. Only where operations are placed depends on them, never whether a schedule works."""
 
 
 def place(shape: Shape, orders: Orders) -> Orders:
@@ -79,7 +63,8 @@ class _Clock:
         self.queues = [{kind: deque[Op]() for kind in COSTS} for _ in mains]
         self.lists: list[list[Op]] = [[] for _ in mains]
         self.free = [0] * len(mains)
-        self.ends: dict[Node, int] = {}
+        self.missing: dict[Node, int] = {}
+        self.ready: dict[Node, int] = {}
         self.wakes: list[tuple[int, int]] = []
         self.awaited: set[tuple[int, int]] = set()
         self.entered = 0
@@ -91,13 +76,13 @@ class _Clock:
         for rank, (queue, ops) in enumerate(zip(self.queues, mains, strict=True)):
             queue[Kind.FORWARD].extend(ops)
             if self.shape.split_embedding:
-                queue[Kind.EMBED].extend(_as(Kind.EMBED, first, forward=True))
-                queue[Kind.EMBED_BACKWARD].extend(_as(Kind.EMBED_BACKWARD, first, forward=False))
+                queue[Kind.EMBED].extend(_renamed(Kind.EMBED, first, forward=True))
+                queue[Kind.EMBED_BACKWARD].extend(_renamed(Kind.EMBED_BACKWARD, first, forward=False))
             if self.shape.split_head:
-                queue[Kind.HEAD].extend(_as(Kind.HEAD, last, forward=True))
-                queue[Kind.HEAD_WEIGHT].extend(_as(Kind.HEAD_WEIGHT, last, forward=True))
+                queue[Kind.HEAD].extend(_renamed(Kind.HEAD, last, forward=True))
+                queue[Kind.HEAD_WEIGHT].extend(_renamed(Kind.HEAD_WEIGHT, last, forward=True))
             if self.shape.split_head and rank == self.shape.stages - 1:
-                queue[Kind.LOSS].extend(_as(Kind.LOSS, last, forward=True))
+                queue[Kind.LOSS].extend(_renamed(Kind.LOSS, last, forward=True))
 
     def run(self) -> Orders:
         """The lists, when all is done."""
@@ -138,23 +123,29 @@ class _Clock:
         return done < self.entered + (self.shape.stages if rank else 1)
 
     def _is_ready(self, rank: int, op: Op, time: int) -> bool:
-        for need in needs(self.shape, rank, op):
-            end = self.ends.get((need.rank, need.op))
-            if end is None or end > time:
-                return False
-        return True
+        node = (rank, identity(op)) if op.kind is Kind.INPUT_BACKWARD else (rank, op)
+        return self._count(node) == 0 and self.ready.get(node, 0) <= time
+
+    def _count(self, node: Node) -> int:
+        """How many of the needs of ``node`` have not even started."""
+        if node not in self.missing:
+            self.missing[node] = len(needs(self.shape, *node))
+        return self.missing[node]
 
     def _start(self, rank: int, op: Op, time: int) -> None:
-        end = time + COSTS[op.kind]
-        self.ends[rank, identity(op)] = self.free[rank] = end
+        end = self.free[rank] = time + COSTS[op.kind]
         self.lists[rank].append(op)
         if op.kind is Kind.INPUT_BACKWARD:
-            self.queues[rank][Kind.WEIGHT_BACKWARD].append(Op(Kind.WEIGHT_BACKWARD, op.microbatch, op.chunk, op.slice))
+            weights = Op(Kind.WEIGHT_BACKWARD, op.microbatch, op.chunk, op.slice)
+            self.queues[rank][Kind.WEIGHT_BACKWARD].append(weights)
         if op.kind is Kind.FORWARD and rank == op.chunk == 0:
             self.entered += 1
             for other in range(self.shape.stages):
                 self._wake(time, other)
-        for feed in feeds_of(self.shape, rank, op):
+        for feed in feeds(self.shape, rank, op):
+            node = (feed.rank, feed.op)
+            self.missing[node] = self._count(node) - 1
+            self.ready[node] = max(self.ready.get(node, 0), end)
             self._wake(end, feed.rank)
         self._wake(end, rank)
 
@@ -164,5 +155,5 @@ class _Clock:
             heappush(self.wakes, (time, rank))
 
 
-def _as(kind: Kind, ops: Iterable[Op], *, forward: bool) -> list[Op]:
+def _renamed(kind: Kind, ops: Iterable[Op], *, forward: bool) -> list[Op]:
     return [Op(kind, op.microbatch, op.chunk, op.slice) for op in ops if (op.kind is Kind.FORWARD) == forward]
