@@ -48,7 +48,7 @@ class Kind(StrEnum):
     RECEIVE = "R"
     """Allocates a buffer and starts to receive; the operation that consumes it waits."""
     RELEASE = "D"
-    """Waits for an earlier SEND and frees what was sent. Lists are such that the RECEIVE of the peer cannot depend on it."""
+    """Waits for an earlier SEND, which its RECEIVE has met long before if ranks keep pace, and frees what was sent."""
 
 
 class Payload(StrEnum):
