@@ -98,11 +98,25 @@ def _places(shape: Shape, rank: int, ops: Sequence[Op]) -> dict[Op, int]:
         if op.kind not in COMPUTE:
             continue
         if identity(op) not in expected and not (op.kind is Kind.WEIGHT_BACKWARD and shape.split_backward):
-            raise refused(rank, at, op, f"there is no such operation on rank {rank} of {shape}")
+            raise refused(rank, at, op, f"rank {rank} has no such operation", _belongs(shape, op))
         if identity(op) in found:
             raise refused(rank, at, op, f"it is there already, as operation {found[identity(op)]}")
         found[identity(op)] = at
     return found
+
+
+def _belongs(shape: Shape, op: Op) -> str:
+    """Where operations like ``op`` are."""
+    last = shape.chunks - 1
+    match op.kind:
+        case Kind.LOSS:
+            return f"losses are on rank {shape.stages - 1}, chunk {last}"
+        case Kind.HEAD | Kind.HEAD_WEIGHT:
+            return f"they are in chunk {last}, and only with split_head"
+        case Kind.EMBED | Kind.EMBED_BACKWARD:
+            return "they are in chunk 0, and only with split_embedding"
+        case _:
+            return "it needs split_backward"
 
 
 def _expected(shape: Shape, rank: int) -> Iterator[Op]:
