@@ -21,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from thresher.errors import ConfigError
+from thresher.pipeline.attention.store import KVStore
 from thresher.pipeline.runtime.meter import SavedBytes
 from thresher.pipeline.schedule.ops import Kind, Op
 
@@ -152,7 +153,7 @@ class Offloader:
         mover: how bytes leave the device: see :func:`pinned_mover`.
         operations: list of this rank.
         share: of each microbatch's slices on this rank that are offloaded, 0 .. 1: see :func:`offloaded_slices`.
-        excluded: tensors whose storages stay: parameters, pools of keys and values.
+        excluded: tensors whose storages stay: parameters. Pools of keys and values stay in any case.
         meter: told of what stays as if it had been asked first, and of what is away; None: nobody is.
         threshold_bytes: smaller storages stay.
     """
@@ -174,9 +175,13 @@ class Offloader:
         self._next = dict(pairwise(backward))
         self._away: dict[SliceKey, list[weakref.ref[_Freight]]] = {}
 
-    def forward(self, op: Op) -> AbstractContextManager[None]:
-        """What FORWARD ``op`` saves inside this context goes to the host, if its slice is one that is offloaded."""
-        return self._leaving(_key(op)) if _key(op) in self._chosen else nullcontext()
+    def forward(self, op: Op, store: KVStore) -> AbstractContextManager[None]:
+        """What FORWARD ``op`` saves inside this context goes to the host, if its slice is one that is offloaded.
+
+        Args:
+            store: of its chunk: its pools are shared with other slices.
+        """
+        return self._leaving(_key(op), store) if _key(op) in self._chosen else nullcontext()
 
     def before_backward(self, op: Op) -> None:
         """Starts to bring back what ``op`` needs, and what the backward after it will need."""
@@ -185,12 +190,12 @@ class Offloader:
             self._fetch(self._next[_key(op)])
 
     @contextmanager
-    def _leaving(self, key: SliceKey) -> Iterator[None]:
+    def _leaving(self, key: SliceKey, store: KVStore) -> Iterator[None]:
         sent: dict[tuple[int, int], tuple[StorageWeakRef, _Freight]] = {}
         away = self._away[key] = []
 
         def pack(tensor: Tensor) -> object:
-            if not self._moves(tensor):
+            if not self._moves(tensor) or store.holds(tensor):
                 return tensor.detach() if self._meter is None else self._meter.pack(tensor)
             storage = tensor.untyped_storage()
             # A weak reference keeps the address from being given to another storage, so none is taken for another.
@@ -202,9 +207,11 @@ class Offloader:
                 away.append(weakref.ref(sent[place][1]))
             return _Away(sent[place][1], tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset())
 
-        with saved_tensors_hooks(pack, self._unpack):
-            yield
-        sent.clear()
+        try:
+            with saved_tensors_hooks(pack, self._unpack):
+                yield
+        finally:
+            sent.clear()
 
     def _fetch(self, key: SliceKey) -> None:
         for reference in reversed(self._away.pop(key, [])):
