@@ -36,8 +36,8 @@ class Attention(nn.Module):
         self.project = SplitLinear(shape.dim, shape.dim + 2 * shape.kv_dim, bias=False)
         self.out = SplitLinear(shape.dim, shape.dim, bias=False)
 
-    def forward(self, values: Tensor, context: SliceContext, layer: int) -> Tensor:
-        """[B, T, D] from [B, T, D]."""
+    def heads(self, values: Tensor, context: SliceContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, E], keys and values [B, G, T, E] from [B, T, D]."""
         shape = self.shape
         parts = self.project(values).split([shape.dim, shape.kv_dim, shape.kv_dim], dim=2)
         query, key, value = (
@@ -46,7 +46,10 @@ class Attention(nn.Module):
         )
         if shape.positions == "rotary":
             query, key = rotate(query, context.positions), rotate(key, context.positions)
-        mixed = context.attend(layer, query, key, value)
+        return query, key, value
+
+    def joined(self, mixed: Tensor) -> Tensor:
+        """[B, T, D] from [B, H, T, E]."""
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -73,7 +76,7 @@ class Network(nn.Module):
 
 
 class SoftmaxLayer(TrunkLayer):
-    """x + attention(norm(x)), then x + network(norm(x))."""
+    """x + attention(norm(x)), then x + network(norm(x)); in parts, for selective recomputation."""
 
     def __init__(self, shape: TrunkShape, index: int) -> None:
         super().__init__()
@@ -83,8 +86,20 @@ class SoftmaxLayer(TrunkLayer):
 
     def forward(self, values: Tensor, context: SliceContext) -> Tensor:
         """[B, T, D] from [B, T, D]."""
-        mixed = self.attention(self.attention_norm(values), context, self.index)
-        values = values + context.drop(mixed, self.dropout, self.index, AFTER_ATTENTION)
+        return self.finish(values, self.mix(self.project(values, context), context), context)
+
+    def project(self, values: Tensor, context: SliceContext) -> tuple[Tensor, ...]:
+        """Queries, keys and values."""
+        return self.attention.heads(self.attention_norm(values), context)
+
+    def mix(self, projected: tuple[Tensor, ...], context: SliceContext) -> Tensor:
+        """Attention."""
+        query, key, value = projected
+        return context.attend(self.index, query, key, value)
+
+    def finish(self, values: Tensor, mixed: Tensor, context: SliceContext) -> Tensor:
+        """What follows attention."""
+        values = values + context.drop(self.attention.joined(mixed), self.dropout, self.index, AFTER_ATTENTION)
         inner = self.network(self.network_norm(values))
         return values + context.drop(inner, self.dropout, self.index, AFTER_NETWORK)
 
