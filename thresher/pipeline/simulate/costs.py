@@ -6,7 +6,6 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import nnls
 
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Shape
 
@@ -47,6 +46,8 @@ class Term:
     @staticmethod
     def fit(samples: Iterable[Sample]) -> "Term":
         """The non-negative term with the least squared *relative* errors; at least one sample."""
+        from scipy.optimize import nnls  # takes longer to load than most schedules to simulate
+
         table = np.array([tuple(sample) for sample in samples], dtype=np.float64)
         seconds = table[:, 2:]
         rows = np.hstack([table[:, :2], np.ones_like(seconds)]) / seconds
