@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from thresher.pipeline.attention.regions import Regions, Rows, place
+from thresher.pipeline.attention.regions import Regions, Rows
 
 Pair = tuple[Tensor, Tensor]
 
@@ -18,11 +18,13 @@ class Part:
     Attributes:
         key, value: [B, G, rows, E].
         tokens: tokens of the microbatch these are, in order of rows.
+        row: the first of their rows.
     """
 
     key: Tensor
     value: Tensor
     tokens: tuple[range, ...]
+    row: int
 
 
 @dataclass
@@ -68,8 +70,8 @@ class KVStore:
         count = state.written.get(microbatch, 0)
         assert index in (count, count - 1), f"slice {index} of microbatch {microbatch} written after {count} slices"
         state.written[microbatch] = index + 1
-        fault = self.regions.overlap(microbatch, state.written)
-        assert not fault, f"layer {layer} writes slice {index} of microbatch {microbatch}: {fault}"
+        other = self.regions.overlap(microbatch, index, state.written)
+        assert not other, f"layer {layer} would write slice {index} of microbatch {microbatch} over {other}"
         own = self.own(layer, microbatch, index)
         for target, source in zip(own, (key, value), strict=True):
             assert target.dtype == source.dtype, f"layer {layer} keeps {target.dtype} and was given {source.dtype}"
@@ -93,13 +95,13 @@ class KVStore:
         return part.key.data, part.value.data
 
     def parts(self, layer: int, microbatch: int, tokens: range) -> list[Part]:
-        """Keys and values of ``tokens`` (consecutive) in as few pieces as possible: one, seldom two, or none."""
+        """Keys and values of consecutive ``tokens`` in as few pieces as they lie in (see :meth:`Regions.rows`)."""
         if not tokens:
             return []
         keys, values = self._layers[layer].pools
-        rows = self.regions.rows(microbatch, tokens.start, tokens.stop)
+        rows = self.regions.rows(microbatch, tokens)
         batch = self.regions.layouts[microbatch].batch
-        return [Part(_cut(keys, r)[:batch], _cut(values, r)[:batch], r.tokens) for r in rows]
+        return [Part(_cut(keys, r)[:batch], _cut(values, r)[:batch], r.tokens, r.first) for r in rows]
 
     def gather(self, layer: int, microbatch: int, tokens: range) -> Pair:
         """Copies of keys and values of ``tokens``, [B, G, len(tokens), E] in order of tokens, contiguous."""
@@ -116,15 +118,12 @@ class KVStore:
 
         Sums are kept in fp32, in fp64 where keys are.
         """
-        state = self._layers[layer]
-        spans = [(run.start, run.stop) for run in part.tokens]
-        first, last = min(s[0] for s in spans), max(s[1] for s in spans)
-        if self._adopts(state, microbatch, first, last, gradients):
+        state, row = self._layers[layer], part.row - self.regions.blocks[microbatch]
+        if self._adopts(state, microbatch, gradients):
             state.gradients[microbatch] = gradients
             return
-        (rows,) = self._gradient_rows(microbatch, range(first, last))
         for total, gradient in zip(self._accumulators(state, microbatch), gradients, strict=True):
-            _cut(total, rows).add_(gradient)
+            total[:, :, row : row + gradient.shape[2]].add_(gradient)
 
     def add_tokens(self, layer: int, microbatch: int, tokens: range, gradients: Pair) -> None:
         """As :meth:`add` for ``tokens`` in order of tokens."""
@@ -154,15 +153,15 @@ class KVStore:
         (rows,) = self._gradient_rows(microbatch, range(bounds[index], bounds[index + 1]))
         return _cut(totals[0], rows), _cut(totals[1], rows)
 
-    def _adopts(self, state: _Layer, microbatch: int, first: int, last: int, gradients: Pair) -> bool:
-        """Whether ``gradients`` may become the accumulators themselves: the newest slice's, of all slices before it."""
-        whole = first == 0 and last == self.regions.layouts[microbatch].bounds[-2]
+    def _adopts(self, state: _Layer, microbatch: int, gradients: Pair) -> bool:
+        """Whether ``gradients`` may become the accumulators: those of the newest slice for all slices before it."""
+        whole = gradients[0].shape[2] == self.regions.layouts[microbatch].bounds[-2]
         return whole and microbatch not in state.gradients and gradients[0].dtype == _sum_dtype(gradients[0])
 
     def _gradient_rows(self, microbatch: int, tokens: range) -> tuple[Rows, ...]:
         """Rows of the accumulators, which lie like the pool but hold slices 0 .. n - 2 of one microbatch only."""
-        layout, mirrored = self.regions.layouts[microbatch], self.regions.is_mirrored(microbatch)
-        return place(layout, tokens.start, tokens.stop, layout.bounds[-2] if mirrored else 0, mirrored)
+        shift = self.regions.blocks[microbatch]
+        return tuple(Rows(rows.first - shift, rows.tokens) for rows in self.regions.rows(microbatch, tokens))
 
     def _accumulators(self, state: _Layer, microbatch: int) -> Pair:
         if microbatch not in state.gradients:
