@@ -216,7 +216,7 @@ class _Walk:
                     moved = True
         stuck = [(rank, ops[at[rank]]) for rank, ops in enumerate(ranks) if at[rank] < len(ops)]
         if stuck:
-            raise self._stuck(stuck)
+            raise self._stuck(stuck, at)
         return order
 
     def _awaited(self, rank: int, op: Op) -> str:
@@ -250,8 +250,11 @@ class _Walk:
         elif op.kind in COMPUTE:
             self.done.add((rank, identity(op)))
 
-    def _stuck(self, stuck: list[Node]) -> ScheduleError:
-        tales = [f"rank {rank} stops at {op} and waits for {self._awaited(rank, op)}" for rank, op in stuck]
+    def _stuck(self, stuck: list[Node], at: list[int]) -> ScheduleError:
+        tales = [
+            f"rank {rank} stops at {op} and waits for {self._awaited(rank, op)} (its operation {at[rank]})"
+            for rank, op in stuck
+        ]
         return ScheduleError("; ".join(tales), where="schedule", fix="build it with build_schedule")
 
 
