@@ -1,0 +1,89 @@
+"""Replicas of pipelines train as one process does, whichever way their dense state is held."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor
+
+from tests.multi.harness import run_ranks
+from tests.pipeline.parallel.twin import Setting, reference, train
+from tests.pipeline.runtime.tiny import Tiny
+from thresher.pipeline.vocabulary.rows import row_range
+
+TABLES = ("embedding.weight", "head.weight")
+
+
+def trained(rank, world, setting):
+    """Weights by global name, with their first row; losses; norms; bytes of optimizer state."""
+    result = train(setting)
+    parts = result.dense.parts
+    values = {}
+    for stage in parts.stages:
+        for name, parameter in stage.named_parameters():
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            values[name] = (whole.detach(), 0)
+    first = row_range(parts.vocabulary, setting.stages, result.dense.mesh.rank)[0] if setting.split else 0
+    for name in TABLES:
+        module = getattr(parts, name.partition(".")[0])
+        if module is not None:
+            values[name] = (module.weight.detach(), first)
+    return values, result.losses, result.norms, _state_numbers(result.optimizer)
+
+
+def _state_numbers(optimizer):
+    """Numbers of optimizer state this process holds."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return sum(_state_numbers(each._inner.optimizer) for each in optimizer.optimizers)
+    tensors = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t) and t.dim()]
+    return sum((t.to_local() if isinstance(t, DTensor) else t).numel() for t in tensors)
+
+
+def check(setting, replicas, tolerance):
+    results = run_ranks(setting.stages * replicas, trained, setting, timeout_s=100)
+    weights, losses, norms = reference(setting, replicas)
+    seen = set()
+    for values, _, found, _ in results:
+        assert found == pytest.approx(norms, rel=tolerance)
+        for name, (value, first) in values.items():
+            wanted = weights["embedding.weight" if setting.build.tied and name == "head.weight" else name]
+            wanted = wanted[first : first + len(value)] if name in TABLES else wanted
+            torch.testing.assert_close(value, wanted, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+            seen.add(name)
+    assert seen >= weights.keys()
+    parts = [sum(results[replica * setting.stages][1][step] for replica in range(replicas)) for step in range(3)]
+    assert parts == pytest.approx(losses, rel=tolerance)
+    return results
+
+
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_two_replicas_of_two_stages_train_as_one_process(way):
+    check(Setting(way, 2, 2), 2, 1e-10)
+
+
+def test_layers_sharded_over_replicas_hold_half_of_the_optimizer_state():
+    setting = Setting("sharded", 1, 2, split_backward=True)
+    whole = sum(p.numel() for name, p in reference(setting, 1)[0].items() if name not in TABLES)
+    results = check(setting, 2, 1e-10)
+    vocabulary = 2 * setting.build.vocabulary * setting.build.width
+    assert sum(numbers for *_, numbers in results) == whole + 2 * vocabulary
+
+
+@pytest.mark.parametrize("way", ["replicated", "sharded"])
+def test_a_tied_table_counts_once_in_the_norm(way):
+    check(Setting(way, 2, 1, build=Tiny(layers=2, tied=True)), 1, 1e-10)
+
+
+def test_without_a_limit_nothing_is_scaled():
+    check(Setting("replicated", 2, 1, build=Tiny(layers=2), split=False, max_norm=math.inf), 1, 1e-10)
+
+
+@pytest.mark.slow
+def test_deepspeed_shards_optimizer_state_and_trains_alike():
+    """Slow: DeepSpeed builds a native part at its first use."""
+    narrow = Setting("zero", 2, 2, build=Tiny(layers=4, dtype=torch.float32))
+    zero = check(narrow, 2, 2e-4)
+    whole = run_ranks(4, trained, replace(narrow, way="replicated"), timeout_s=100)
+    held = [sum(numbers for *_, numbers in results) for results in (zero, whole)]
+    assert 0.5 <= held[0] / held[1] < 0.52
