@@ -7,7 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from thresher.pipeline.attention.store import KVStore, plan_regions
+from thresher.pipeline.attention.regions import plan_regions
+from thresher.pipeline.attention.store import KVStore
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.checks import digest, require_same_pipeline, require_usable
