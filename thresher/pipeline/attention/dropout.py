@@ -45,7 +45,7 @@ def keyed_dropout(values: Tensor, share: float, keys: Sequence[DropKey], lengths
         raise ValueError(f"dropout of a share of {share}: it must be at least 0 and below 1")
     if share == 0:
         return values
-    out: Tensor = _Dropout.apply(values, share, tuple(keys), tuple(lengths))
+    out: Tensor = _Dropout.apply(values, share, tuple(keys), tuple(lengths))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -63,7 +63,7 @@ class _Dropout(torch.autograd.Function):
 
 def _apply(values: Tensor, share: float, keys: tuple[DropKey, ...], lengths: tuple[int, ...]) -> Tensor:
     out = torch.empty_like(values)
-    pieces = zip(keys, values.split(lengths, 1), out.split(lengths, 1), strict=True)
+    pieces = zip(keys, torch.split(values, list(lengths), 1), torch.split(out, list(lengths), 1), strict=True)
     for key, source, target in pieces:
         kept = torch.empty(source.shape, dtype=torch.bool, device=values.device)
         kept.bernoulli_(1 - share, generator=key.generator(values.device))

@@ -106,7 +106,7 @@ class CudaSingle(Kernels):
 
     def flash(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
         heads, width = query.shape[1], query.shape[-1]
-        query, key, value = _pair_heads(*(_widen(x, 4) for x in (query, key, value)), causal)
+        query, key, value = _pair_heads(_widen(query, 4), _widen(key, 4), _widen(value, 4), causal)
         out, lse, *_ = _aten._scaled_dot_product_efficient_attention(
             query, key, value, None, True, 0.0, causal, scale=scale
         )
@@ -137,7 +137,7 @@ class CudaSingle(Kernels):
             *([True, True, True, False], causal),
             scale=scale,
         )
-        dk, dv = (x.unflatten(1, (groups, -1)).sum(2) if x.shape[1] > groups else x for x in (dk, dv))
+        dk, dv = _grouped(dk, groups), _grouped(dv, groups)
         return _unfold(dq, heads)[..., :width], dk[..., :width], dv[..., :width]
 
 
@@ -166,7 +166,7 @@ class Plain(Kernels):
         dout, out = dout.to(wide), out.to(wide)
         against = dout @ _spread(value, query).mT - (dout * out).sum(-1, keepdim=True)
         dscores = weights * against * scale
-        dk, dv = (x.unflatten(1, (groups, -1)).sum(2) for x in (dscores.mT @ query.to(wide), weights.mT @ dout))
+        dk, dv = _grouped(dscores.mT @ query.to(wide), groups), _grouped(weights.mT @ dout, groups)
         return (dscores @ _spread(key, query)).to(query.dtype), dk.to(key.dtype), dv.to(value.dtype)
 
 
@@ -226,11 +226,16 @@ def _pair_heads(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Trip
     return _fold(query, groups), key, value
 
 
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """[B, H, S, E] summed over the heads of each group: [B, G, S, E]."""
+    return x if x.shape[1] == groups else x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
+
+
 def _fold(x: Tensor, groups: int) -> Tensor:
     """[B, H, T, E] as [B, G, H / G * T, E]."""
-    return x.unflatten(1, (groups, -1)).flatten(2, 3) if x.shape[1] > groups else x
+    return x if x.shape[1] == groups else x.reshape(x.shape[0], groups, -1, x.shape[3])
 
 
 def _unfold(x: Tensor, heads: int) -> Tensor:
     """The inverse of :func:`_fold`."""
-    return x.unflatten(2, (heads // x.shape[1], -1)).flatten(1, 2) if x.shape[1] < heads else x
+    return x if x.shape[1] == heads else x.reshape(x.shape[0], heads, -1, x.shape[3])

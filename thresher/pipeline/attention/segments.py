@@ -54,7 +54,7 @@ class Padded:
 
     def take(self, x: Tensor) -> Tensor:
         """[n, heads, L, ...], gathered from x [1, heads, T, ...]."""
-        return x[0].index_select(1, self.source.flatten()).unflatten(1, self.source.shape).transpose(0, 1)
+        return x[0].index_select(1, self.source.flatten()).view(-1, *self.source.shape, *x.shape[3:]).transpose(0, 1)
 
     def take_gradient(self, x: Tensor) -> Tensor:
         """As :meth:`take`, with zeros in the padding, so that it adds nothing to any gradient."""
@@ -121,8 +121,8 @@ def causal_backward(
         return kernels.backward(dout, query, key, value, out, lse, True, scale)
     gradients = (torch.empty_like(query), torch.empty_like(key), torch.empty_like(value))
     for part in groups:
-        taken = (part.take(x) for x in (query, key, value, out, lse))
-        found = kernels.backward(part.take_gradient(dout), *taken, True, scale)
+        q, k, v, merged, sums = (part.take(x) for x in (query, key, value, out, lse))
+        found = kernels.backward(part.take_gradient(dout), q, k, v, merged, sums, True, scale)
         for gradient, own in zip(gradients, found, strict=True):
             part.put(gradient, own)
     return gradients

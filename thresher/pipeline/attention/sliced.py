@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from thresher.pipeline.attention.dropout import DropKey, keyed_dropout
+from thresher.pipeline.attention.pointwise import sliced_pointwise
 from thresher.pipeline.attention.port import Port
 from thresher.pipeline.attention.segments import Group, group
 from thresher.pipeline.attention.softmax import sliced_softmax
@@ -58,8 +59,6 @@ class SlicedContext(SliceContext):
     def attend_pointwise(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None
     ) -> Tensor:
-        from thresher.pipeline.attention.pointwise import sliced_pointwise
-
         return sliced_pointwise(self, layer, *cast_inputs(query, key, value), bias)
 
     def drop(self, values: Tensor, share: float, layer: int, site: int = 0) -> Tensor:

@@ -35,7 +35,7 @@ def sliced_softmax(context: "SlicedContext", layer: int, query: Tensor, key: Ten
         query: [B, H, T, E].
         key, value: [B, G, T, E].
     """
-    out: Tensor = _Attention.apply(query, key, value, context, layer)
+    out: Tensor = _Attention.apply(query, key, value, context, layer)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -85,17 +85,15 @@ class _Work:
 
     def backward(self, dout: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor) -> Triple:
         """Gradients of query, key and value; those of earlier keys and values go to the store."""
-        looking = [x[:, :, : self.looking] for x in (dout, query, out, lse)]
-        arriving = self.shared.start_backward(*looking) if self.shared else None
-        tensors = (dout, query, key, value, out, lse)
-        dq, dk, dv = segments.causal_backward(self.kernels, self.pieces, *tensors, self.scale)
-        merged = dq[:, :, : self.looking]
+        do, q, o, sums = (x[:, :, : self.looking] for x in (dout, query, out, lse))
+        arriving = self.shared.start_backward(do, q, o, sums) if self.shared else None
+        dq, dk, dv = segments.causal_backward(self.kernels, self.pieces, dout, query, key, value, out, lse, self.scale)
         for part in self._parts():
-            found = self.kernels.backward(*looking[:2], part.key, part.value, *looking[2:], False, self.scale)
-            merged.add_(found[0])
+            found = self.kernels.backward(do, q, part.key, part.value, o, sums, False, self.scale)
+            dq[:, :, : self.looking].add_(found[0])
             self.store.add(self.layer, self.number, part, found[1:])
         if self.shared and arriving:
-            self.shared.finish_backward(arriving, merged)
+            self.shared.finish_backward(arriving, dq[:, :, : self.looking])
         later = self.store.take(self.layer, self.number, self.index) if self.layout.slices > 1 else None
         return (dq, dk, dv) if later is None else (dq, dk.add_(later[0]), dv.add_(later[1]))
 

@@ -211,7 +211,7 @@ def _cut(pool: Tensor, rows: Rows) -> Tensor:
 
 def _split(part: Part) -> list[Pair]:
     sizes = [len(run) for run in part.tokens]
-    return list(zip(part.key.split(sizes, 2), part.value.split(sizes, 2), strict=True))
+    return list(zip(torch.split(part.key, sizes, 2), torch.split(part.value, sizes, 2), strict=True))
 
 
 def _sum_dtype(like: Tensor) -> torch.dtype:

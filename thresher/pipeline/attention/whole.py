@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thresher.pipeline.attention.dropout import DropKey, keyed_dropout
+from thresher.pipeline.attention.pointwise import whole_pointwise
 from thresher.pipeline.context import RelativeBias, SliceContext
 from thresher.pipeline.microbatch import Microbatch
 
@@ -35,16 +36,14 @@ class WholeContext(SliceContext):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         edges = [*self.layout.starts, self.layout.tokens]
         lengths = [stop - start for start, stop in pairwise(edges)]
-        sequences = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
+        sequences = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
         grouped = query.shape[1] != key.shape[1]
-        outs = [F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=grouped) for qkv in sequences]
+        outs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped) for q, k, v in sequences]
         return outs[0] if len(outs) == 1 else torch.cat(outs, 2)
 
     def attend_pointwise(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None
     ) -> Tensor:
-        from thresher.pipeline.attention.pointwise import whole_pointwise
-
         return whole_pointwise(self, layer, query, key, value, bias)
 
     def drop(self, values: Tensor, share: float, layer: int, site: int = 0) -> Tensor:
