@@ -153,7 +153,7 @@ def _show_comparison(study: Study, wire: Link) -> None:
 
 
 def _show_cluster(name: str) -> None:
-    from thresher.pipeline.simulate.cluster import report
+    from thresher.pipeline.simulate.forecast import report
 
     print(report(name))
 

@@ -1,0 +1,162 @@
+"""Predicted training of Llama 70B on clusters, beside what the paper of SlimPipe (arXiv 2504.14519) claims."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+from thresher.errors import ConfigError, ScheduleError, nearest
+from thresher.pipeline.schedule.build import build_schedule
+from thresher.pipeline.simulate.autotune import exchange_rule
+from thresher.pipeline.simulate.cluster import (
+    LLAMA_70B,
+    Gpu,
+    Run,
+    Transformer,
+    costs_of,
+    footprint_of,
+    synchronisation_s,
+    wire_of,
+)
+from thresher.pipeline.simulate.memory import predict_memory
+from thresher.pipeline.simulate.simulator import simulate
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would do.
+
+    Attributes:
+        run: its layout.
+        step_s: seconds of a step.
+        mfu: operations the model needs over what all GPUs could do in that time.
+        bubble: of ideal time.
+        peak_bytes: of the GPU that holds most.
+    """
+
+    run: Run
+    step_s: float
+    mfu: float
+    bubble: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A cluster and a context length, with the paper's settings for it and its claim.
+
+    Attributes:
+        slimpipe: as the authors ran it.
+        claim: what the paper says.
+    """
+
+    slimpipe: Run
+    claim: str
+
+
+SCENES = {
+    "h100-128": Scene(
+        Run("slimpipe", 128, 512 * 1024, 8, 4, 2, 16, 5, 32, "partial", exchange=True),
+        "1.57 times the MFU of the best baseline (Llama 70B, 512K)",
+    ),
+    "h100-256": Scene(
+        Run("slimpipe", 256, 2048 * 1024, 8, 4, 4, 16, 5, 64, "partial", 0.75, exchange=True),
+        "more than 45 % MFU (Llama 70B, 2048K); baselines fall behind or run out of memory",
+    ),
+}
+
+
+def forecast(model: Transformer, gpu: Gpu, run: Run) -> Forecast:
+    """Simulates one step of ``run``.
+
+    Raises:
+        ScheduleError: there is no such schedule.
+    """
+    costs, wire = costs_of(model, gpu, run), wire_of(gpu)
+    schedule = build_schedule(
+        *(run.stages, run.chunks, run.microbatches, run.slices),
+        policy=run.policy,
+        split_head=run.is_sliced and run.stages > 1,
+        exchange=exchange_rule(costs, 0, wire) if run.exchange else None,
+    )
+    timeline = simulate(schedule, costs, wire)
+    memory = predict_memory(timeline, costs, footprint_of(model, run))
+    step = timeline.makespan + synchronisation_s(model, gpu, run)
+    mfu = model.step_flops(run.tokens, run.sequences) / (step * run.gpus * gpu.peak_flops)
+    return Forecast(run, step, mfu, timeline.bubble, memory.worst)
+
+
+def baselines(model: Transformer, like: Run) -> Iterator[Run]:
+    """1F1B and interleaved 1F1B in every layout of the same cluster, with every kind of recomputation."""
+    powers = (1, 2, 4, 8, 16, 32)
+    for tensor, context, stages, recompute in product((4, 8), powers, powers, ("none", "partial", "full")):
+        replicas, rest = divmod(like.gpus, tensor * context * stages)
+        if rest or not replicas or like.sequences % replicas or model.layers % stages:
+            continue
+        deepest = model.layers // stages
+        plain = Run("1f1b", like.gpus, like.tokens, like.sequences, tensor, context, stages, recompute=recompute)
+        yield plain
+        for chunks in (2, deepest):
+            if stages > 1 and deepest % chunks == 0 and plain.microbatches % stages == 0:
+                yield replace(plain, policy="interleaved", chunks=chunks)
+
+
+def best_of(model: Transformer, gpu: Gpu, runs: Iterable[Run]) -> Forecast | None:
+    """The fastest run that fits; None where none does."""
+    found = None
+    for run in runs:
+        try:
+            candidate = forecast(model, gpu, run)
+        except ScheduleError:
+            continue
+        if candidate.peak_bytes <= gpu.usable_bytes and (found is None or candidate.step_s < found.step_s):
+            found = candidate
+    return found
+
+
+def report(name: str, gpu: Gpu | None = None) -> str:
+    """A table in Markdown: SlimPipe in the authors' settings, the best baselines, the claim, and all assumptions.
+
+    Args:
+        name: of a scene.
+        gpu: other assumptions.
+
+    Raises:
+        ConfigError: there is no such scene.
+    """
+    if name not in SCENES:
+        raise ConfigError(f"no cluster '{name}'", where="--cluster", fix=nearest(name, SCENES))
+    scene, model, gpu = SCENES[name], LLAMA_70B, gpu or Gpu()
+    rivals = list(baselines(model, scene.slimpipe))
+    rows = [
+        ("SlimPipe", forecast(model, gpu, scene.slimpipe)),
+        ("SlimPipe without exchange", forecast(model, gpu, replace(scene.slimpipe, exchange=False))),
+        ("best 1F1B", best_of(model, gpu, (run for run in rivals if run.policy == "1f1b"))),
+        ("best interleaved", best_of(model, gpu, (run for run in rivals if run.policy == "interleaved"))),
+    ]
+    return "\n".join([*_table(rows), "", f"The paper: {scene.claim}.", "", *_assumptions(gpu)])
+
+
+def _table(rows: list[tuple[str, Forecast | None]]) -> Iterator[str]:
+    yield "| schedule | t, c, d, p | n, v | recompute | bubble | step s | MFU | GiB | to the fastest baseline |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    rivals = [row.step_s for name, row in rows if row and row.run.policy != "slimpipe"]
+    for name, row in rows:
+        yield _row(name, row, min(rivals, default=None))
+
+
+def _row(name: str, row: Forecast | None, rival: float | None) -> str:
+    if row is None:
+        return f"| {name} | nothing fits | | | | | | | |"
+    run = row.run
+    kept = f"{run.recompute}, {run.offload:.0%} offloaded" if run.offload else run.recompute
+    gain = f"{rival / row.step_s:.2f}" if rival else "-"
+    return (
+        f"| {name} | {run.tensor}, {run.context}, {run.replicas}, {run.stages} | {run.slices}, {run.chunks} | {kept} | "
+        f"{row.bubble:.1%} | {row.step_s:.1f} | {row.mfu:.1%} | {row.peak_bytes / 2**30:.1f} | {gain} |"
+    )
+
+
+def _assumptions(gpu: Gpu) -> Iterator[str]:
+    yield "Assumed of each GPU:"
+    for field in fields(gpu):
+        yield f"- {field.name} {getattr(gpu, field.name):.4g}"
