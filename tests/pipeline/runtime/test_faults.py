@@ -13,7 +13,7 @@ import torch
 from tests.multi.harness import run_ranks
 from tests.pipeline.runtime.test_equality import CPU, global_names
 from tests.pipeline.runtime.tiny import SEED, Tiny, padded
-from thresher.errors import BadIds, PipelineStalled, ScheduleError
+from thresher.errors import BadIds, ConfigError, PipelineStalled, ScheduleError
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.runtime.groups import make_groups
 from thresher.pipeline.runtime.options import RuntimeOptions
@@ -221,3 +221,10 @@ def test_nothing_is_left_after_a_step():
     for live in run_ranks(2, many_steps, 4, timeout_s=60):
         assert all(left == 0 for left, _ in live)
         assert live[0][1] == live[-1][1] > 0
+
+
+def test_offload_is_refused_where_memory_is_the_hosts_already():
+    schedule = build_schedule(1, 1, 1, 2)
+    parts = build_parts(Tiny(), schedule.shape, 0, CPU)
+    with pytest.raises(ConfigError, match="in host memory already"):
+        PipelineRuntime(schedule, parts, None, RuntimeOptions(offload=0.5))

@@ -12,6 +12,7 @@ from thresher.pipeline.attention.sliced import SlicedContext
 from thresher.pipeline.attention.store import KVStore
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.mail import Key, Mail
+from thresher.pipeline.runtime.offload import Offloader
 from thresher.pipeline.runtime.options import RuntimeOptions
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import ExchangePort, Transport
@@ -53,6 +54,7 @@ class Step:
     mail: Mail
     transport: Transport
     options: RuntimeOptions
+    offloader: Offloader | None
     number: int
     total_weight: float
     training: bool
@@ -88,7 +90,7 @@ class Step:
             step=self.number,
             training=self.training,
         )
-        with self._ported(context), torch.set_grad_enabled(self.training), self._autocast():
+        with self._ported(context), torch.set_grad_enabled(self.training), self._autocast(), self._leaving(op):
             values.requires_grad_(self.training)
             output = self.parts.stage(op.chunk)(values, context, self.options.recompute)
         if self.training:
@@ -100,6 +102,8 @@ class Step:
     def backward(self, op: Op) -> None:
         """The same slice back; of an INPUT_BACKWARD, gradients of weight matrices wait for their WEIGHT_BACKWARD."""
         live = self._live.pop((op.microbatch, op.chunk, op.slice))
+        if self.offloader is not None:
+            self.offloader.before_backward(op)
         gradient = self._output_gradient(op)
         later = nullcontext() if op.kind is Kind.BACKWARD else self.queues[op.chunk].collect((op.microbatch, op.slice))
         with self._ported(live.context), later:
@@ -259,6 +263,11 @@ class Step:
         context.port = None
         if port is not None:
             port.finish()
+
+    def _leaving(self, op: Op) -> AbstractContextManager[None]:
+        if self.offloader is None or not self.training:
+            return nullcontext()
+        return self.offloader.forward(op, self.stores[op.chunk])
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.options.autocast is None:

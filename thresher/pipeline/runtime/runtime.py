@@ -16,6 +16,7 @@ from thresher.pipeline.runtime.execution import Step
 from thresher.pipeline.runtime.groups import Groups
 from thresher.pipeline.runtime.ledger import Ledger
 from thresher.pipeline.runtime.mail import Mail, Sizes
+from thresher.pipeline.runtime.offload import Offloader, pinned_mover
 from thresher.pipeline.runtime.options import RuntimeOptions
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import Transport
@@ -82,6 +83,10 @@ class PipelineRuntime:
         self._queues = _queues(schedule, parts)
         self._ops = schedule.ranks[self.rank]
         self._forward_ops = [op for op in self._ops if _is_forward(op)]
+        mover = pinned_mover(self.device, self.options.offload)
+        self._offloader = (
+            Offloader(mover, self._ops, self.options.offload, excluded=parts.parameters()) if mover else None
+        )
         self._chunk_ends = _chunk_ends(self._ops)
         self._stores: tuple[tuple[Layout, ...], list[KVStore]] | None = None
         require_same_pipeline(schedule, parts, self._transport)
@@ -155,6 +160,7 @@ class PipelineRuntime:
             mail=Mail(self._transport, self.rank, self._sizes(microbatches)),
             transport=self._transport,
             options=self.options,
+            offloader=self._offloader,
             number=number,
             total_weight=weight or 1.0,
             training=training,
