@@ -71,7 +71,7 @@ class _Clock:
         self._fill(mains)
 
     def _fill(self, mains: list[list[Op]]) -> None:
-        first = [op for op in mains[0] if op.chunk == 0]
+        first = [op for op in mains[0] if op.chunk == 0 and op.kind is not Kind.LOSS]
         last = [op for op in mains[-1] if op.chunk == self.shape.chunks - 1 and op.kind is Kind.FORWARD]
         for rank, (queue, ops) in enumerate(zip(self.queues, mains, strict=True)):
             queue[Kind.FORWARD].extend(ops)
