@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from thresher.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class DropKey:
@@ -39,10 +41,10 @@ def keyed_dropout(values: Tensor, share: float, keys: Sequence[DropKey], lengths
         lengths: tokens of these slices, T in all.
 
     Raises:
-        ValueError: ``share`` is not in 0 <= share < 1.
+        ConfigError: ``share`` is not in 0 <= share < 1.
     """
     if not 0 <= share < 1:
-        raise ValueError(f"dropout of a share of {share}: it must be at least 0 and below 1")
+        raise ConfigError(f"dropout of a share of {share}", fix="choose a share of at least 0 and below 1")
     if share == 0:
         return values
     out: Tensor = _Dropout.apply(values, share, tuple(keys), tuple(lengths))  # type: ignore[no-untyped-call]
