@@ -5,11 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from tests.pipeline.attention.one_rank import one_rank_store
 from tests.pipeline.attention.pointwise_case import Case, largest_difference, lines
 from thresher.errors import BadBatch
 from thresher.pipeline.attention import pointwise
 from thresher.pipeline.attention.bias import Biases, time_buckets
 from thresher.pipeline.attention.rectangles import Rectangles
+from thresher.pipeline.attention.sliced import SlicedContext
 from thresher.pipeline.runtime.meter import SavedBytes
 
 PACKED = (0, 2, 3, 11, 12)
@@ -101,6 +103,23 @@ def test_only_inputs_are_kept_and_once() -> None:
     inputs = 3 * case.leaves[0].nbytes
     assert meter.peak_bytes == inputs
     assert meter.live_bytes == 0
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_joint_projection_is_kept_only_where_all_of_it_is_needed(slices: int, others: int) -> None:
+    """Queries, keys and values are often views of one storage, next to gates that attention does not want."""
+    case = Case(slices, tokens=8, biases=0)
+    joint = torch.randn(1, 3, 8 // slices, (3 + others) * 5, dtype=torch.float64, requires_grad=True)
+    query, key, value, *_ = (joint * 1).split(5, -1)
+    store = one_rank_store([case.layout])
+    meter = SavedBytes()
+    with meter:
+        context = SlicedContext(store, case.microbatch, 0, 0, seed=0, step=0, training=True)
+        out = context.attend_pointwise(0, query, key, value, None)
+    tokens = 8 // slices + 2 * store.regions.capacity if slices > 1 else 3 * 8
+    assert meter.live_bytes == tokens * 3 * 5 * 8
+    assert out.shape == query.shape
 
 
 def test_rows_longer_than_the_tables_share_their_last_entries() -> None:

@@ -1,5 +1,7 @@
 """Bytes that autograd keeps, counted once each, until the graph that keeps them is gone."""
 
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,8 @@ def test_storages_count_once_and_whole() -> None:
     assert meter.live_bytes == 2 * 400
     del parts[2]
     assert meter.live_bytes == 400
+    del parts[0]
+    assert meter.live_bytes == 400
     parts.clear()
     assert meter.live_bytes == 0
 
@@ -108,18 +112,22 @@ class Keeper(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         output, weight = ctx.saved_tensors
-        assert output.shape == (5, 8)
+        assert output.shape == gradient.shape
         assert weight.shape == (8, 16)
         return gradient * 2, None
 
 
-def test_saved_outputs_make_no_cycle() -> None:
+@pytest.mark.parametrize("rows", [5, 0])
+def test_saved_outputs_make_no_cycle(rows: int) -> None:
     weight = nn.Parameter(torch.randn(16, 8))
     meter = SavedBytes([weight])
     with meter:
-        result = Keeper.apply(torch.randn(5, 8, requires_grad=True), weight)
-    assert meter.live_bytes == 5 * 8 * 4
+        result = Keeper.apply(torch.randn(rows, 8, requires_grad=True), weight)
+    result.sum().backward(retain_graph=True)
+    assert meter.live_bytes == rows * 8 * 4
+    alive = weakref.ref(result)
     del result
+    assert alive() is None
     assert meter.live_bytes == 0
 
 

@@ -110,16 +110,34 @@ def test_backward_outside_collect_does_not_wait() -> None:
     assert split.weight.grad is not None
 
 
-def test_frozen_parameters_get_nothing() -> None:
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_frozen_parameters_get_nothing(frozen: str) -> None:
     _, split = pair()
-    split.weight.requires_grad_(False)
+    split.get_parameter(frozen).requires_grad_(False)
     queue = WeightQueue()
     attach_queue(split, queue)
     with queue.collect((0, 0)):
         loss(split, slices(torch.float32)[0], False).backward()
     queue.run((0, 0))
-    assert split.weight.grad is None
-    assert split.bias.grad is not None
+    assert {name for name, parameter in split.named_parameters() if parameter.grad is None} == {frozen}
+
+
+def test_products_are_added_in_the_order_of_backward() -> None:
+    _, split = pair(bias=False)
+    queue = WeightQueue()
+    attach_queue(split, queue)
+    inputs = [values * 10.0**power for power, values in enumerate(slices(torch.float32, 4))]
+    with queue.collect((0, 0)):
+        torch.stack([split(values) for values in inputs]).sum().backward()
+    queue.run((0, 0))
+    products = [torch.ones(34, 40).t() @ values.view(34, 24) for values in inputs]
+    forwards, backwards = products[0].clone(), products[-1].clone()
+    for product in products[1:]:
+        forwards += product
+    for product in products[-2::-1]:
+        backwards += product
+    assert torch.equal(split.weight.grad, backwards)
+    assert not torch.equal(forwards, backwards)
 
 
 def test_nothing_is_kept_after_the_run() -> None:
