@@ -68,7 +68,7 @@ class Trained:
     optimizer: object
 
 
-def train(setting: Setting) -> Trained:
+def train(setting: Setting, make=make_optimizer) -> Trained:
     """Several steps on all processes."""
     mesh = make_mesh(setting.stages, "cpu", LIMIT)
     schedule, parts = parts_of(setting, mesh.rank)
@@ -76,7 +76,7 @@ def train(setting: Setting) -> Trained:
         perturb(parts)
     groups = make_groups(schedule, mesh.pipelines, LIMIT)
     dense = WAYS[setting.way](parts, mesh)
-    optimizer = dense.optimizer(make_optimizer)
+    optimizer = dense.optimizer(make)
     runtime = PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout=LIMIT, seed=SEED))
     result = Trained([], [], dense, optimizer)
     for step in range(STEPS):

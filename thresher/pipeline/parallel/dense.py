@@ -8,9 +8,9 @@ reduced once per step and chunk, when its last backward is over, while other chu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -65,6 +65,22 @@ class DenseState(ABC):
         """The optimizer of all parameters of this process; made once, before the first step."""
 
     @abstractmethod
+    def state(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """Optimizer state of each parameter that has some, in the shape it has here."""
+
+    @abstractmethod
+    def make_state(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Gives optimizer state to exactly ``parameters``; weights do not change."""
+
+    @abstractmethod
+    def take_state(self, state: Mapping[nn.Parameter, Mapping[str, Any]]) -> None:
+        """Goes on from ``state``, which :meth:`state` gave and which was changed in place."""
+
+    @abstractmethod
+    def weights_changed(self) -> None:
+        """To be called after weights were changed from outside."""
+
+    @abstractmethod
     def gradients(self) -> Gradients:
         """Of this step, after :meth:`finish`; changing them in place changes what the optimizer sees."""
 
@@ -91,7 +107,38 @@ class DenseState(ABC):
         self._done.clear()
 
 
-class Replicated(DenseState):
+class TorchState(DenseState):
+    """With one of torch's optimizers over the parameters as they are."""
+
+    _optimizer: torch.optim.Optimizer | None = None
+
+    def optimizer(self, make: MakeOptimizer) -> Stepping:
+        """See :class:`DenseState`."""
+        assert self._optimizer is None, "there is an optimizer already"
+        self._optimizer = make(trained(self.parts))
+        return self._optimizer
+
+    def state(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """See :class:`DenseState`; shares memory with the optimizer."""
+        return {p: values for p, values in self._made.state.items() if isinstance(p, nn.Parameter)}
+
+    def make_state(self, parameters: Sequence[nn.Parameter]) -> None:
+        """See :class:`DenseState`."""
+        restart(self._made, parameters)
+
+    def take_state(self, state: Mapping[nn.Parameter, Mapping[str, Any]]) -> None:
+        """See :class:`DenseState`; it is the optimizer's own."""
+
+    def weights_changed(self) -> None:
+        """See :class:`DenseState`; nothing else depends on them."""
+
+    @property
+    def _made(self) -> torch.optim.Optimizer:
+        assert self._optimizer is not None, "there is no optimizer yet"
+        return self._optimizer
+
+
+class Replicated(TorchState):
     """Every replica holds everything; gradients are all-reduced in buckets, in the background.
 
     torch's DistributedDataParallel would start them from hooks in autograd, which neither the output layer nor weight
@@ -104,10 +151,6 @@ class Replicated(DenseState):
     def __init__(self, parts: RankParts, mesh: PipelineMesh, bucket_bytes: int = 25 << 20) -> None:
         super().__init__(parts, mesh)
         self._sums = BucketedSum(mesh.data, bucket_bytes)
-
-    def optimizer(self, make: MakeOptimizer) -> Stepping:
-        """See :class:`DenseState`."""
-        return make(trained(self.parts))
 
     def gradients(self) -> Gradients:
         """See :class:`DenseState`."""
@@ -160,6 +203,21 @@ class BucketedSum:
                     bucket = []
                 bucket.append(gradient)
             yield bucket
+
+
+def restart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Leaves ``optimizer`` with state of exactly ``parameters``, made by a step at rate 0; gradients are forgotten."""
+    optimizer.zero_grad()
+    optimizer.state.clear()
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    optimizer.zero_grad()
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:

@@ -6,10 +6,8 @@ from torch.distributed.tensor import DTensor
 
 from thresher.pipeline.parallel.dense import (
     BucketedSum,
-    DenseState,
     Gradients,
-    MakeOptimizer,
-    Stepping,
+    TorchState,
     trained,
     vocabulary_parameters,
 )
@@ -18,7 +16,7 @@ from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.vocabulary.arithmetic import gradient_of
 
 
-class ShardedLayers(DenseState):
+class ShardedLayers(TorchState):
     """Between steps every replica holds 1/d of each layer, of its gradients and of its optimizer state.
 
     A layer is gathered by the first slice that runs through it, stays whole until the last backward of its chunk, and
@@ -39,10 +37,6 @@ class ShardedLayers(DenseState):
                 sharded.set_gradient_divide_factor(1.0)
                 sharded.set_force_sum_reduction_for_comms(True)
             _hold(stage)
-
-    def optimizer(self, make: MakeOptimizer) -> Stepping:
-        """See :class:`DenseState`."""
-        return make(trained(self.parts))
 
     def gradients(self) -> Gradients:
         """See :class:`DenseState`."""
