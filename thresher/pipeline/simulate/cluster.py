@@ -97,6 +97,7 @@ class Run:
         recompute: "none", "partial" (norms, activation function and first feed-forward matrix) or "full" (layer).
         offload: share of activations kept in the host's memory, at no cost in time.
         exchange: attention is shared between ranks where it pays.
+        split_head: the output layer is cut over the stages; otherwise the last one has it.
     """
 
     policy: str
@@ -111,6 +112,7 @@ class Run:
     recompute: str = "none"
     offload: float = 0.0
     exchange: bool = False
+    split_head: bool = False
 
     @property
     def parts(self) -> int:
@@ -175,9 +177,8 @@ def footprint_of(model: Transformer, run: Run) -> Footprint:
     }
     keys = 2 * BF16 * model.key_width if run.is_sliced or run.recompute != "full" else 0
     whole_layer = saved["none"] / run.parts * run.tokens / run.slices
-    weights = model.layers * model.layer / run.stages + model.vocabulary * model.width / (
-        run.stages if run.is_sliced else 1
-    )
+    table = model.vocabulary * model.width / (run.stages if run.split_head else 1)
+    weights = model.layers * model.layer / run.stages + table
     states = weights / run.tensor * (BF16 + FP32 + 3 * FP32 / (run.context * run.replicas))
     return Footprint(
         activations=saved[run.recompute] / run.parts * (1 - run.offload),

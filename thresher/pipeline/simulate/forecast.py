@@ -75,7 +75,7 @@ def forecast(model: Transformer, gpu: Gpu, run: Run) -> Forecast:
     schedule = build_schedule(
         *(run.stages, run.chunks, run.microbatches, run.slices),
         policy=run.policy,
-        split_head=run.is_sliced and run.stages > 1,
+        split_head=run.split_head,
         exchange=exchange_rule(costs, 0, wire) if run.exchange else None,
     )
     timeline = simulate(schedule, costs, wire)
@@ -129,7 +129,8 @@ def report(name: str, gpu: Gpu | None = None) -> str:
     rivals = list(baselines(model, scene.slimpipe))
     rows = [
         ("SlimPipe", forecast(model, gpu, scene.slimpipe)),
-        ("SlimPipe without exchange", forecast(model, gpu, replace(scene.slimpipe, exchange=False))),
+        ("SlimPipe, output layer cut", forecast(model, gpu, replace(scene.slimpipe, split_head=True))),
+        ("SlimPipe, no exchange", forecast(model, gpu, replace(scene.slimpipe, exchange=False))),
         ("best 1F1B", best_of(model, gpu, (run for run in rivals if run.policy == "1f1b"))),
         ("best interleaved", best_of(model, gpu, (run for run in rivals if run.policy == "interleaved"))),
     ]
