@@ -32,7 +32,7 @@ def slimpipe(microbatches: int, slices: int, stages: int = 2) -> Schedule:
 
 
 class Step:
-    """Queries, keys and values of a step, [B, *, S, E] each as a view of [B, S, H + 2 G, E], and gradients of outputs."""
+    """Queries, keys and values of a step, [B, *, S, E] as views of [B, S, H + 2 G, E], and gradients of outputs."""
 
     def __init__(
         self,

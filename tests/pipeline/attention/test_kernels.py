@@ -39,7 +39,9 @@ def autograd(query: Tensor, key: Tensor, value: Tensor, dout: Tensor, causal: bo
 
 
 def computed(how: Kernels, query: Tensor, key: Tensor, value: Tensor, dout: Tensor, causal: bool) -> list[Tensor]:
+    """As :func:`autograd`; backward is given an output that lies as [B, H, T, E]."""
     out, lse = how.flash(query, key, value, causal, SCALE)
+    out = out.contiguous()
     return [out, lse, *how.backward(dout, query, key, value, out, lse, causal, SCALE)]
 
 
@@ -110,6 +112,7 @@ class Aten:
     ) -> tuple[Tensor | None, ...]:
         assert query.shape[1] == key.shape[1] == lse.shape[1] == out.shape[1] == dout.shape[1]
         assert all(x.shape[-1] % 4 == 0 and x.stride(-1) == 1 for x in (dout, query, key, value, out))
+        assert out.transpose(1, 2).is_contiguous()
         assert lse.shape[-1] % 32 == 0
         assert lse.is_contiguous()
         lse = lse[..., : query.shape[2]]

@@ -101,7 +101,8 @@ class CudaSingle(Kernels):
     """aten's memory-efficient attention for CUDA: fp32 without rounding to half, width a multiple of 4.
 
     It knows no groups: for unmasked calls the group is folded into the query length, for causal ones, which see one
-    slice only, keys and values are repeated.
+    slice only, keys and values are repeated. Its backward takes rows of the logsumexp padded to 32, and takes it for
+    granted that ``out`` lies as [B, T, H, E].
     """
 
     def flash(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
@@ -130,6 +131,7 @@ class CudaSingle(Kernels):
             dout, out, lse = (_fold(x, groups) for x in (dout, out, lse.unsqueeze(-1)))
             lse = lse.squeeze(-1)
         query, key, value = _pair_heads(query, key, value, causal)
+        out = out.transpose(1, 2).contiguous().transpose(1, 2)
         lse = F.pad(lse, (0, -lse.shape[-1] % 32), value=math.inf)
         unused = torch.zeros((), dtype=torch.int64, device=query.device)
         dq, dk, dv, _ = _aten._scaled_dot_product_efficient_attention_backward(
