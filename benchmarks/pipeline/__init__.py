@@ -1,0 +1,1 @@
+"""SlimPipe beside torch.distributed.pipelining: ``python -m benchmarks.pipeline PART ... [--quick] [--json PATH]``."""
