@@ -1,0 +1,96 @@
+"""``python -m thresher.pipeline``: numbers, files, comparisons, and errors as one message."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from thresher.pipeline.__main__ import run
+from thresher.pipeline.schedule.build import build_schedule
+from thresher.pipeline.schedule.dump import from_csv
+from thresher.pipeline.schedule.ops import Shape
+from thresher.pipeline.simulate.link import Link
+from thresher.pipeline.simulate.report import Study
+
+BASIC = ["--stages", "4", "--chunks", "2", "--slices", "8", "--microbatches", "4"]
+
+
+def test_all_files_are_written(tmp_path, capsys):
+    files = {kind: tmp_path / f"out.{kind}" for kind in ("html", "json", "trace", "csv")}
+    options = [part for kind, file in files.items() for part in (f"--{kind}", str(file))]
+    assert run([*BASIC, *options]) == 0
+    written = json.loads(files["json"].read_text())
+    assert written["bubble"] == 3 / 64
+    assert written["bubbles"] == [3 / 64] * 4
+    assert written["peak_slices"] == [22, 20, 18, 16]
+    assert written["peak_share"] == pytest.approx([22 / 64, 20 / 64, 18 / 64, 16 / 64])
+    assert written["shape"]["policy"] == "slimpipe"
+    assert [len(ops) for ops in written["ops"]] == [sum(counts.values()) for counts in written["counts"]]
+    assert written["counts"][0]["F"] == written["counts"][0]["B"] == 64
+    assert [op for op in written["ops"][0] if op[0] == "F"][:3] == ["F(0,0,0)", "F(0,0,1)", "F(0,0,2)"]
+    assert "S(0,0,0) act -> 1" in written["ops"][0]
+    assert from_csv(files["csv"].read_text()) == build_schedule(4, 2, 4, 8)
+    assert json.loads(files["trace"].read_text())["traceEvents"]
+    assert files["html"].read_text().startswith("<!doctype html>")
+    assert "bubble 4.69% of ideal time: 201 instead of 192" in capsys.readouterr().out
+
+
+def test_every_policy_can_be_shown(capsys):
+    for policy, chunks, slices in (("gpipe", 1, 1), ("1f1b", 1, 1), ("interleaved", 2, 1), ("terapipe", 1, 8)):
+        assert run(["--policy", policy, "--chunks", str(chunks), "--slices", str(slices)]) == 0
+    assert "terapipe: 4 stages, 8 slices, 4 microbatches" in capsys.readouterr().out
+
+
+def test_policies_are_compared_on_the_same_work(capsys):
+    assert run([*BASIC, "--attention-ratio", "3", "--compare"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("gpipe", "1f1b", "interleaved", "terapipe", "seq1f1b", "slimpipe, exchange"))
+    study = Study(Shape(4, 2, 4, 8), attention=3.0)
+    rows = {name: (timeline, share) for name, timeline, share in study.compare(Link())}
+    works = [sum(timeline.busy) for timeline, _ in rows.values()]
+    assert works == pytest.approx([works[0]] * len(works))
+    assert rows["gpipe"][1] == pytest.approx(1.0)
+    assert rows["slimpipe"][1] == pytest.approx(22 / 64)
+    assert rows["slimpipe, exchange"][0].bubble < rows["slimpipe"][0].bubble / 2
+
+
+def test_a_policy_that_cannot_do_the_work_says_why(capsys):
+    study = Study(Shape(8, 1, 3, 4))
+    reasons = {name: outcome for name, outcome, _ in study.compare(Link()) if isinstance(outcome, str)}
+    assert reasons == {"slimpipe": "4 slices are too few for 8 stages"}
+    assert run(["--stages", "2", "--slices", "2", "--microbatches", "3", "--chunks", "2", "--compare"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--slices", "2"], "2 slices are too few for 4 stages"),
+        (["--policy", "slimpip"], "no policy 'slimpip'"),
+        (["--policy", "1f1b"], "does not cut sequences"),
+        (["--attention-ratio", "-1"], "--attention-ratio: -1.0 is below 0"),
+        (["--latency", "-1"], "--latency: -1.0 is below 0"),
+        (["--head", "-2"], "--head: -2.0 is below 0"),
+        (["--cluster", "h100-512"], "no cluster 'h100-512'"),
+        (["--html", "/nowhere/out.html"], "/nowhere/out.html: No such file or directory"),
+    ],
+)
+def test_errors_are_one_message(options, message, capsys):
+    assert run(options) == 2
+    text = capsys.readouterr().err
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_the_output_layer_makes_the_last_rank_slow_unless_it_is_cut(tmp_path):
+    bubbles = []
+    for cut in ([], ["--split-head"]):
+        file = tmp_path / "out.json"
+        assert run([*BASIC, "--head", "2", "--json", str(file), *cut]) == 0
+        bubbles.append(json.loads(file.read_text())["bubble"])
+    assert bubbles[1] < bubbles[0]
+
+
+def test_the_command_starts_without_torch():
+    code = "import sys, thresher.pipeline.__main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
