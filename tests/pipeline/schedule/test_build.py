@@ -1,5 +1,6 @@
 """Whole schedules: how long they take by given costs, what they hold, and that everything is in them."""
 
+import random
 import time
 from collections import Counter
 
@@ -29,14 +30,32 @@ SETTINGS = [
 ]
 
 
-def bubble(schedule, costs=COSTS):
-    """Idle share of the step: its length over the work of the busiest rank, less 1."""
-    ends, free, busy = {}, Counter(), Counter()
+def bubble(schedule, costs=COSTS, *, latency=0.0, jitter=0, releases=True):
+    """Idle share of the step: its length over the work of the busiest rank, less 1.
+
+    Args:
+        costs: by kind; others cost nothing.
+        latency: from the later of SEND and RECEIVE on until the message is there.
+        jitter: seed of random factors on all costs; 0 for none.
+        releases: whether a RELEASE waits for the message to be there.
+    """
+    chance = random.Random(jitter)
+    ends, free, busy, posted = {}, Counter(), Counter(), {}
     for rank, op in walk(schedule):
-        if op.kind in COMPUTE:
-            cost = costs.get(op.kind, 0)
-            start = max([free[rank]] + [ends[need[:2]] for need in needs(schedule.shape, rank, op)])
-            ends[rank, identity(op)] = free[rank] = start + cost
+        where = (op.peer, rank) if op.kind is Kind.RECEIVE else (rank, op.peer)
+        message = (op.payload, *where, op.microbatch, op.chunk, op.slice)
+        if op.kind in (Kind.SEND, Kind.RECEIVE):
+            posted[message] = max(posted.get(message, 0), free[rank])
+        elif op.kind is Kind.RELEASE and releases:
+            free[rank] = max(free[rank], posted[message] + latency)
+        elif op.kind in COMPUTE:
+            cost = costs.get(op.kind, 0) * (chance.expovariate(1) if jitter else 1)
+            for need in needs(schedule.shape, rank, op):
+                place = (need.op.microbatch, need.op.chunk, need.op.slice)
+                arrived = posted[need.payload, need.rank, rank, *place] + latency if need.payload else ends[need[:2]]
+                free[rank] = max(free[rank], arrived)
+            free[rank] += cost
+            ends[rank, identity(op)] = free[rank]
             busy[rank] += cost
     return max(free.values()) / max(busy.values()) - 1
 
@@ -134,7 +153,22 @@ def test_embedding_of_two_ranks():
     assert brief(compute_ops(last)) == "E000 E001 F000 L000 F001 L001 B001 B000 EB001 EB000"
 
 
-@settings(max_examples=25)
+@pytest.mark.parametrize(("latency", "slack_1", "slack_2"), [(0.1, 0.103, 0.058), (0.3, 0.216, 0.081)])
+def test_slack_hides_latency(latency, slack_1, slack_2):
+    assert bubble(build_schedule(4, 2, 4, 8, 1), latency=latency) == pytest.approx(slack_1, abs=1e-3)
+    assert bubble(build_schedule(4, 2, 4, 8, 2), latency=latency) == pytest.approx(slack_2, abs=1e-3)
+
+
+@pytest.mark.parametrize("jitter", range(4))
+@pytest.mark.parametrize("split", [False, True])
+def test_releases_never_stall(split, jitter):
+    schedule = build_schedule(4, 2, 2, 8, split_embedding=split, split_head=split)
+    costs = COSTS | SMALL
+    waiting = bubble(schedule, costs, latency=0.1, jitter=jitter)
+    assert waiting == pytest.approx(bubble(schedule, costs, latency=0.1, jitter=jitter, releases=False), rel=0.01)
+
+
+@settings(max_examples=15)
 @given(arguments(stages=5), SPLITS)
 def test_the_validator_agrees(given, splits):
     validate(build_schedule(*given, **splits, exchange=ExchangeRule(forced=True) if given[-1] == "slimpipe" else None))

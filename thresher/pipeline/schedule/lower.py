@@ -5,7 +5,7 @@ RECEIVE   some operations before the one that needs the message, at most ``looka
           not wait either. An edge is (payload, source, destination); its messages are received in the order in
           which they are sent.
 RELEASE   waits for a SEND, and with it for the RECEIVE of the peer, so that what was sent can be freed. By the
-          clock that is long past: the RECEIVE is posted a slice's forward and backward before the RELEASE.
+          clock both are long past: as long as a slice takes forth and back.
 
 All this goes forward on one clock, so nothing waits in a circle, however fast the ranks really are. Messages for which
 the lists end too early are waited for at the end of the step, when all ranks have posted everything.
@@ -124,7 +124,8 @@ def _releases(
     starts = start_times(lists, waits, partners)
     margin = COSTS[Kind.FORWARD] + COSTS[Kind.BACKWARD]
     for message in sorted(messages, key=lambda message: message.made):
-        posted = starts[message.destination][message.received] + margin
-        at = max(bisect_left(starts[message.source], posted), message.made + 2)
+        own = starts[message.source]
+        sent = own[message.made] + COSTS[lists[message.source][message.made].kind]
+        at = bisect_left(own, max(sent, starts[message.destination][message.received]) + margin)
         if at < len(lists[message.source]):
             yield message, at
