@@ -1,6 +1,7 @@
 """Replicas of pipelines train as one process does, whichever way their dense state is held."""
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from tests.multi.harness import run_ranks
-from tests.pipeline.parallel.twin import Setting, reference, train
+from tests.pipeline.parallel.twin import Setting, parts_of, reference, train
 from tests.pipeline.runtime.tiny import Tiny
+from thresher.errors import ConfigError
+from thresher.pipeline.parallel.zero import ZeroStage1
 from thresher.pipeline.vocabulary.rows import row_range
 
 TABLES = ("embedding.weight", "head.weight")
@@ -87,3 +90,13 @@ def test_deepspeed_shards_optimizer_state_and_trains_alike():
     whole = run_ranks(4, trained, replace(narrow, way="replicated"), timeout_s=100)
     held = [sum(numbers for *_, numbers in results) for results in (zero, whole)]
     assert 0.5 <= held[0] / held[1] < 0.52
+
+
+def test_deepspeed_is_refused_where_it_would_round_or_is_not_there(monkeypatch):
+    _, parts = parts_of(Setting("zero", 1, 1, build=Tiny(layers=1)), 0)
+    with pytest.raises(ConfigError, match=r"float32, 'stages\.0\.front\.table' is torch.float64.*Keep parameters in"):
+        ZeroStage1(parts, None)
+    monkeypatch.setitem(sys.modules, "deepspeed.comm", None)
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match=r"DeepSpeed cannot be imported.*Install it"):
+        ZeroStage1(parts.float(), None)

@@ -189,7 +189,7 @@ def test_microbatches_that_do_not_fit_are_refused(given, told):
 def test_ids_outside_the_vocabulary_are_refused():
     microbatches = padded(2, 4)
     microbatches[1].inputs[1, 2] = 23
-    with pytest.raises(BadIds, match=r"microbatch 1, inputs: id 23 is outside 0\.\.22"):
+    with pytest.raises(BadIds, match=r"microbatch 1, slice 0, row 1, token 2: input 23 is outside 0\.\.22"):
         single().step(microbatches)
 
 

@@ -45,8 +45,8 @@ class ZeroStage1(DenseState):
                     where="pipeline.dense",
                     fix="keep parameters in float32 (with autocast for narrower products), or choose another way",
                 )
-        super().__init__(parts, mesh)
         self._modules = _deepspeed()
+        super().__init__(parts, mesh)
         self._parameters = [trained(parts.stage(chunk)) for chunk in range(len(parts.stages))]
         self._parameters.append(vocabulary_parameters(parts))
         self._optimizers: list[_Optimizer | None] = []

@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import Tensor
-
-from thresher.errors import BadIds, ScheduleError
+from thresher.errors import ScheduleError
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import Transport
 from thresher.pipeline.schedule.ops import Kind, Schedule
+from thresher.pipeline.vocabulary.rows import require_rows
 
 
 def require_same_pipeline(schedule: Schedule, parts: RankParts, transport: Transport) -> None:
@@ -51,6 +50,7 @@ def require_usable(schedule: Schedule, microbatches: Sequence[Microbatch], parts
     for number, microbatch in enumerate(microbatches):
         _require_cut(schedule, microbatch, f"microbatch {number}")
         _require_shapes(microbatch, parts, f"microbatch {number}")
+        require_rows(microbatch, number, parts.vocabulary)
 
 
 def _require_cut(schedule: Schedule, microbatch: Microbatch, where: str) -> None:
@@ -97,16 +97,6 @@ def _require_shapes(microbatch: Microbatch, parts: RankParts, where: str) -> Non
                 where=where,
                 fix="give every tensor the layout's rows and tokens",
             )
-    if not microbatch.are_vectors:
-        _require_rows(microbatch.inputs, parts.vocabulary, f"{where}, inputs")
-    _require_rows(microbatch.targets[microbatch.weights != 0], parts.vocabulary, f"{where}, targets")
-
-
-def _require_rows(ids: Tensor, rows: int, where: str) -> None:
-    """Every rank looks at all ids, so that all of them refuse and none is left waiting."""
-    bad = ids[(ids < 0) | (ids >= rows)]
-    if len(bad):
-        raise BadIds(f"id {int(bad[0])} is outside 0..{rows - 1}", where=where, fix="hand in rows of the vocabulary")
 
 
 def digest(*facts: object) -> int:
