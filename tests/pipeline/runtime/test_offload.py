@@ -188,6 +188,13 @@ def test_pools_and_parameters_stay() -> None:
     assert mover.log == []
 
 
+def test_leaves_stay() -> None:
+    values = torch.randn(4, 3, requires_grad=True)
+    found, mover = offloaded(lambda x: x.square().sum() + (x + 1).square().sum(), values)
+    torch.testing.assert_close(found[0], 4 * values.detach() + 2)
+    assert mover.log == [("out", 48), ("back", 48)]
+
+
 def test_another_device_stays() -> None:
     run = Run(1.0)
     run.mover.device = torch.device("meta")

@@ -149,6 +149,8 @@ class _Freight:
 class Offloader:
     """Keeps saved tensors of some slices in host memory.
 
+    Leaves that want gradients stay (parameters, the input of a stage): their graph holds them in any case.
+
     Args:
         mover: how bytes leave the device: see :func:`pinned_mover`.
         operations: list of this rank.
@@ -220,9 +222,10 @@ class Offloader:
                 freight.fetch()
 
     def _moves(self, tensor: Tensor) -> bool:
+        if tensor.device != self._mover.device or (tensor.is_leaf and tensor.requires_grad):
+            return False
         storage = tensor.untyped_storage()
-        is_large = storage.nbytes() >= max(self._threshold, 1)
-        return is_large and tensor.device == self._mover.device and storage.data_ptr() not in self._excluded
+        return storage.nbytes() >= max(self._threshold, 1) and storage.data_ptr() not in self._excluded
 
     def _unpack(self, kept: object) -> Tensor:
         if isinstance(kept, _Away):
