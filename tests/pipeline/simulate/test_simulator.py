@@ -174,12 +174,12 @@ def test_exchange_saves_what_was_published(p, v, m, n, column, attention):
     assert simulate(build_schedule(p, v, m, n), costs).bubble == pytest.approx(none, abs=0.0006)
     rule = ExchangeRule(attention=attention, transfer=0, latency=0)
     schedule = build_schedule(p, v, m, n, exchange=rule)
-    # Published figures count the moved work alone; with the waits of the two for each other it is more.
-    assert simulate(schedule, costs, peers_wait=False).bubble <= shared + 0.01
-    real = simulate(schedule, costs).bubble
-    assert real <= shared + 0.025
-    if attention >= 3:
-        assert none - real >= 0.6 * (none - shared)
+    # Published figures count the moved work alone. Ours count the waits of the two for each other as well, and are no
+    # worse, as the plan is weighed by costs.
+    moved_alone, real = (simulate(schedule, costs, peers_wait=wait).bubble for wait in (False, True))
+    assert shared - 0.015 <= moved_alone <= real <= shared + 0.01
+    if attention == 3:
+        assert real == pytest.approx(shared, abs=0.01)
 
 
 def test_a_missing_message_is_named():

@@ -1,8 +1,9 @@
 """Predicted training of Llama 70B on clusters, beside what the paper of SlimPipe (arXiv 2504.14519) claims."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from types import MappingProxyType
 
 from thresher.errors import ConfigError, ScheduleError, nearest
 from thresher.pipeline.schedule.build import build_schedule
@@ -53,16 +54,18 @@ class Scene:
     claim: str
 
 
-SCENES = {
-    "h100-128": Scene(
-        Run("slimpipe", 128, 512 * 1024, 8, 4, 2, 16, 5, 32, "partial", exchange=True),
-        "1.57 times the MFU of the best baseline (Llama 70B, 512K)",
-    ),
-    "h100-256": Scene(
-        Run("slimpipe", 256, 2048 * 1024, 8, 4, 4, 16, 5, 64, "partial", 0.75, exchange=True),
-        "more than 45 % MFU (Llama 70B, 2048K); baselines fall behind or run out of memory",
-    ),
-}
+SCENES: Mapping[str, Scene] = MappingProxyType(
+    {
+        "h100-128": Scene(
+            Run("slimpipe", 128, 512 * 1024, 8, 4, 2, 16, 5, 32, "partial", exchange=True),
+            "1.57 times the MFU of the best baseline (Llama 70B, 512K)",
+        ),
+        "h100-256": Scene(
+            Run("slimpipe", 256, 2048 * 1024, 8, 4, 4, 16, 5, 64, "partial", 0.75, exchange=True),
+            "more than 45 % MFU (Llama 70B, 2048K); baselines fall behind or run out of memory",
+        ),
+    }
+)
 
 
 def forecast(model: Transformer, gpu: Gpu, run: Run) -> Forecast:
@@ -113,19 +116,19 @@ def best_of(model: Transformer, gpu: Gpu, runs: Iterable[Run]) -> Forecast | Non
     return found
 
 
-def report(name: str, gpu: Gpu | None = None) -> str:
-    """A table in Markdown: SlimPipe in the authors' settings, the best baselines, the claim, and all assumptions.
-
-    Args:
-        name: of a scene.
-        gpu: other assumptions.
+def report(name: str) -> str:
+    """:func:`compare` on the scene ``name``, for Llama 70B.
 
     Raises:
         ConfigError: there is no such scene.
     """
     if name not in SCENES:
         raise ConfigError(f"no cluster '{name}'", where="--cluster", fix=nearest(name, SCENES))
-    scene, model, gpu = SCENES[name], LLAMA_70B, gpu or Gpu()
+    return compare(SCENES[name], LLAMA_70B, Gpu())
+
+
+def compare(scene: Scene, model: Transformer, gpu: Gpu) -> str:
+    """A table in Markdown: SlimPipe in the authors' settings, the best baselines, the claim, and all assumptions."""
     rivals = list(baselines(model, scene.slimpipe))
     rows = [
         ("SlimPipe", forecast(model, gpu, scene.slimpipe)),
@@ -158,6 +161,4 @@ def _row(name: str, row: Forecast | None, rival: float | None) -> str:
 
 
 def _assumptions(gpu: Gpu) -> Iterator[str]:
-    yield "Assumed of each GPU:"
-    for field in fields(gpu):
-        yield f"- {field.name} {getattr(gpu, field.name):.4g}"
+    yield f"Assumed of each GPU: {', '.join(f'{it.name} {getattr(gpu, it.name):.4g}' for it in fields(gpu))}."

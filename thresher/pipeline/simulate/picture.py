@@ -45,7 +45,7 @@ svg .soft { fill: var(--soft); } svg .idle { fill: var(--idle); } svg .grid { st
 svg .hold { fill: var(--hold); fill-opacity: .45; stroke: var(--hold); }
 svg .even { stroke: var(--soft); stroke-dasharray: 4 4; }
 svg rect.op { stroke: var(--paper); stroke-width: .75; } svg rect.op:hover { stroke: var(--ink); stroke-width: 1.5; }
-svg .shared { fill: var(--ink); pointer-events: none; }
+svg .shared { fill: #10151d; pointer-events: none; } svg .shared.dark { fill: #ffffff; }
 svg .number { text-anchor: middle; dominant-baseline: central; pointer-events: none; font-size: 10px; fill: #10151d; }
 svg .number.dark { fill: #ffffff; }
 .legend { display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; margin: .75rem 0 1.5rem; color: var(--soft); }
@@ -143,14 +143,14 @@ class _Picture:
         fill, tip = colour(op, self.timeline.schedule.shape.chunks), escape(self.tips.of(rank, event))
         yield f'<rect class="op" x="{x:.2f}" y="{y:.1f}" width="{width:.2f}" height="{LANE}" fill="{fill}">'
         yield f"<title>{tip}</title></rect>"
+        dark = "" if op.kind is Kind.FORWARD else " dark"
         share = self.tips.share(rank, op)
         if share and width > 4:
             # Upwards for what is given away, downwards for what is taken on.
             tip_y, base = (y + 2, y + 7) if share > 0 else (y + LANE - 2, y + LANE - 7)
             middle = x + width / 2
-            yield f'<path class="shared" d="M{middle:.1f} {tip_y}l-3 {base - tip_y}h6z"/>'
+            yield f'<path class="shared{dark}" d="M{middle:.1f} {tip_y}l-3 {base - tip_y}h6z"/>'
         if width >= NARROWEST_NUMBER:
-            dark = "" if op.kind is Kind.FORWARD else " dark"
             place = f'x="{x + width / 2:.1f}" y="{y + LANE / 2:.1f}"'
             yield f'<text class="number{dark}" {place}>{op.slice}</text>'
 
