@@ -25,6 +25,7 @@ class Case:
     Attributes:
         biases: how many tables there are: by position first, then by time.
         device, dtype: of everything.
+        bounds: of slices; even ones where there are none.
     """
 
     slices: int
@@ -37,12 +38,14 @@ class Case:
     width: int = WIDTH
     device: str = "cpu"
     dtype: torch.dtype = torch.float64
+    bounds: tuple[int, ...] = ()
     leaves: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         draw = torch.Generator().manual_seed(self.seed)
         rows = (self.batch, self.tokens)
-        self.layout = Layout(even_bounds(self.tokens, self.slices), self.batch, self.starts)
+        bounds = self.bounds or even_bounds(self.tokens, self.slices)
+        self.layout = Layout(bounds, self.batch, self.starts)
         times = torch.randint(0, 500, rows, generator=draw).cumsum(1).to(self.device)
         ids = torch.zeros(rows, dtype=torch.int64, device=self.device)
         self.microbatch = Microbatch(self.layout, ids, ids, ids.double(), times)

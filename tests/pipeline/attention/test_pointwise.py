@@ -4,10 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pipeline.attention.one_rank import one_rank_store
 from tests.pipeline.attention.pointwise_case import Case, largest_difference, lines
-from thresher.errors import BadBatch
+from thresher.errors import BadBatch, ConfigError
 from thresher.pipeline.attention import pointwise
 from thresher.pipeline.attention.bias import Biases, time_buckets
 from thresher.pipeline.attention.rectangles import Rectangles
@@ -30,6 +33,18 @@ def test_slices_equal_the_whole(
 ) -> None:
     monkeypatch.setattr(pointwise, "CPU_EDGE", edge)
     case = Case(slices, batch, starts, biases, number)
+    assert largest_difference(case.sliced(), case.whole()) < 1e-12
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_cut_into_slices_and_sequences(data: st.DataObject) -> None:
+    tokens = data.draw(st.integers(2, 30), label="tokens")
+    places = st.sets(st.integers(1, tokens - 1), max_size=min(6, tokens - 1))
+    bounds = (0, *sorted(data.draw(places, label="bounds")), tokens)
+    starts = (0, *sorted(data.draw(places, label="starts")))
+    number, biases = data.draw(st.integers(0, 2), label="number"), data.draw(st.integers(0, 2), label="biases")
+    case = Case(len(bounds) - 1, 1, starts, biases, number, tokens, bounds=bounds)
     assert largest_difference(case.sliced(), case.whole()) < 1e-12
 
 
@@ -105,6 +120,30 @@ def test_only_inputs_are_kept_and_once() -> None:
     assert meter.live_bytes == 0
 
 
+class Sizes(TorchDispatchMode):
+    """Attributes:
+    largest: elements of the largest tensor that an operation made.
+    """
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        tensors = [x for x in (made if isinstance(made, (list, tuple)) else [made]) if isinstance(x, torch.Tensor)]
+        self.largest = max([self.largest, *(x.numel() for x in tensors)])
+        return made
+
+
+def test_scores_exist_one_rectangle_at_a_time(monkeypatch) -> None:
+    monkeypatch.setattr(pointwise, "CPU_EDGE", 32)
+    case, sizes = Case(2, tokens=400), Sizes()
+    with sizes:
+        case.sliced()
+    scores, inputs = 3 * 32 * 32, case.leaves[0].numel()
+    assert inputs < 3 * 200 * 200 / 10
+    assert sizes.largest <= max(2 * scores, inputs)
+
+
 @pytest.mark.parametrize("slices", [1, 2])
 @pytest.mark.parametrize("others", [0, 1])
 def test_a_joint_projection_is_kept_only_where_all_of_it_is_needed(slices: int, others: int) -> None:
@@ -143,6 +182,18 @@ def test_times_are_required_by_a_table_of_times() -> None:
         case.sliced()
     with pytest.raises(BadBatch, match="attention is biased by time"):
         case.whole()
+
+
+@pytest.mark.parametrize("run", ["sliced", "whole"])
+@pytest.mark.parametrize(
+    ("leaf", "name"), [(1, "keys"), (2, "values"), (3, "biases by position"), (4, "biases by time")]
+)
+def test_heads_must_agree(run: str, leaf: int, name: str) -> None:
+    case = Case(2)
+    few = case.leaves[leaf][:1] if leaf > 2 else case.leaves[leaf][:, :1]
+    case.leaves[leaf] = few.detach().requires_grad_()
+    with pytest.raises(ConfigError, match=f"3 heads of queries.* 1 heads of {name}.*Give all of them the same number"):
+        getattr(case, run)()
 
 
 def test_only_rectangles_with_visible_pairs_are_visited() -> None:

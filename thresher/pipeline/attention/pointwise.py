@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from thresher.errors import ConfigError
 from thresher.pipeline.attention.bias import Biases, require_times, time_buckets
 from thresher.pipeline.attention.keep import keep
 from thresher.pipeline.attention.port import Arriving
@@ -42,8 +43,10 @@ def sliced_pointwise(
     there is one slice only. Gradients of earlier keys and values wait in the store: backward runs newest slice first.
 
     Raises:
+        ConfigError: heads of queries, keys, values and tables differ.
         BadBatch: there is a bias by time, but the microbatch has no times.
     """
+    require_heads(query, key, value, bias)
     tables = (None, None) if bias is None else (bias.by_position, bias.by_time)
     out: Tensor = _Pointwise.apply(query, key, value, *tables, context, layer)  # type: ignore[no-untyped-call]
     return out
@@ -55,8 +58,9 @@ def whole_pointwise(
     """The reference: [B, H, S, E] of the whole microbatch under autograd, all scores at once.
 
     Raises:
-        BadBatch: there is a bias by time, but the microbatch has no times.
+        ConfigError, BadBatch: as :func:`sliced_pointwise`.
     """
+    require_heads(query, key, value, bias)
     wide = torch.promote_types(query.dtype, torch.float32)
     tokens = torch.arange(query.shape[2], device=query.device)
     starts = torch.tensor(context.layout.starts, device=query.device)
@@ -72,6 +76,25 @@ def whole_pointwise(
         scores = scores + bias.by_time.to(wide)[:, buckets].transpose(0, 1)
     weights = F.silu(scores) * visible
     return (weights.to(value.dtype) @ value) / query.shape[2]
+
+
+def require_heads(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None) -> None:
+    """Refuses grouped queries and tables of another number of heads.
+
+    Raises:
+        ConfigError: says what has how many.
+    """
+    heads = {"queries": query.shape[1], "keys": key.shape[1], "values": value.shape[1]}
+    if bias is not None:
+        heads["biases by position"] = bias.by_position.shape[0]
+    if bias is not None and bias.by_time is not None:
+        heads["biases by time"] = bias.by_time.shape[0]
+    if len(set(heads.values())) > 1:
+        raise ConfigError(
+            f"pointwise attention was given {', '.join(f'{count} heads of {name}' for name, count in heads.items())}",
+            where="attention",
+            fix="give all of them the same number of heads",
+        )
 
 
 class _Pointwise(torch.autograd.Function):
