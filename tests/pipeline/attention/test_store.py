@@ -1,5 +1,7 @@
 """Where slices lie in pools, and what a store keeps of them."""
 
+from collections.abc import Sequence
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from tests.pipeline.attention.one_rank import one_rank_store
 from thresher.pipeline.attention.regions import Regions, Rows, history, moved, plan_regions
-from thresher.pipeline.attention.store import KVStore
+from thresher.pipeline.attention.store import KVStore, make_stores
 from thresher.pipeline.layout import Layout, even_bounds
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.ops import Kind, Op, Schedule
@@ -17,34 +19,31 @@ FORWARDS_AND_BACKWARDS = (Kind.FORWARD, Kind.BACKWARD, Kind.INPUT_BACKWARD)
 MICROBATCHES, SLICES, TOKENS = 3, 4, 10
 
 
-def walk(ops: list[Op], regions: Regions) -> tuple[int, int]:
-    """Executes ops on rows alone; checks every slice, and returns the most live tokens and the most pieces."""
-    rows: dict[int, tuple[int, int]] = {}
-    live: dict[int, list[int]] = {}
+def walk(ops: list[Op], regions: Sequence[Regions]) -> tuple[int, int]:
+    """Executes ops of one pool on rows alone, checks every slice; returns the most live rows and the most pieces."""
+    rows: dict[int, tuple[int, int, int]] = {}
     most = pieces = 0
     for op in ops:
-        slices = live.setdefault(op.microbatch, [])
-        bounds = regions.layouts[op.microbatch].bounds
+        region, block = regions[op.chunk], (op.microbatch, op.chunk)
+        low, high = region.layouts[op.microbatch].bounds[op.slice : op.slice + 2]
         if op.kind is not Kind.FORWARD:
-            token = bounds[slices.pop()]
-            rows = {row: what for row, what in rows.items() if what[0] != op.microbatch or what[1] < token}
+            rows = {row: what for row, what in rows.items() if what[:2] != block or what[2] < low}
             continue
-        slices.append(op.slice)
-        (own,) = regions.rows(op.microbatch, range(bounds[op.slice], bounds[op.slice + 1]))
-        taken = {own.first + i: (op.microbatch, t) for i, t in enumerate(own.tokens[0])}
+        (own,) = region.rows(op.microbatch, range(low, high))
+        taken = {own.first + i: (*block, token) for i, token in enumerate(own.tokens[0])}
         assert not taken.keys() & rows.keys()
-        assert 0 <= own.first < own.last <= regions.capacity
+        assert 0 <= own.first < own.last <= region.capacity
         rows |= taken
         most = max(most, len(rows))
-        found = regions.rows(op.microbatch, range(bounds[op.slice]))
+        found = region.rows(op.microbatch, range(low))
         tokens = {part.first + i: t for part in found for i, t in enumerate(t for run in part.tokens for t in run)}
-        assert tokens == {row: t for row, (k, t) in rows.items() if k == op.microbatch and t < bounds[op.slice]}
+        assert tokens == {row: t for row, (*of, t) in rows.items() if tuple(of) == block and t < low}
         pieces = max(pieces, len(found))
     return most, pieces
 
 
-def chunk_of(schedule: Schedule, rank: int, chunk: int) -> list[Op]:
-    return [op for op in schedule.of(rank, *FORWARDS_AND_BACKWARDS) if op.chunk == chunk]
+def pool_of(schedule: Schedule, rank: int, regions: Sequence[Regions], pool: int) -> list[Op]:
+    return [op for op in schedule.of(rank, *FORWARDS_AND_BACKWARDS) if regions[op.chunk].pool == pool]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +54,28 @@ def test_even_slices_need_no_more_room_than_is_live(stages: int, chunks: int, mi
     schedule = build_schedule(stages, chunks, microbatches, slices)
     layouts = [Layout(even_bounds(3 * slices, slices))] * microbatches
     for rank in range(stages):
-        for chunk, regions in enumerate(plan_regions(schedule, rank, layouts)):
-            assert walk(chunk_of(schedule, rank, chunk), regions) == (regions.capacity, 1)
+        regions = plan_regions(schedule, rank, layouts)
+        for pool, region in enumerate(regions):
+            assert region.pool == pool
+            assert walk(pool_of(schedule, rank, regions, pool), regions) == (region.capacity, 1)
+
+
+@pytest.mark.parametrize(("stages", "chunks"), [(2, 2), (2, 3), (4, 2), (3, 4)])
+def test_chunks_of_the_last_rank_share_what_is_live(stages: int, chunks: int) -> None:
+    slices = 2 * stages
+    schedule = build_schedule(stages, chunks, 3, slices)
+    regions = plan_regions(schedule, stages - 1, [Layout(even_bounds(slices, slices))] * 3, [2] * chunks)
+    assert [region.pool for region in regions] == [min(chunk, chunks - 1 - chunk) for chunk in range(chunks)]
+    pools = {region.pool: region.capacity for region in regions}
+    assert sum(pools.values()) == slices * chunks
+    for pool, capacity in pools.items():
+        assert walk(pool_of(schedule, stages - 1, regions, pool), regions) == (capacity, 1)
+
+
+def test_chunks_of_unequal_layers_share_nothing() -> None:
+    schedule = build_schedule(2, 2, 3, 4)
+    regions = plan_regions(schedule, 1, [Layout(even_bounds(4, 4))] * 3, [2, 1])
+    assert [region.pool for region in regions] == [0, 1]
 
 
 @given(data=st.data())
@@ -70,9 +89,11 @@ def test_any_schedule_has_room_for_any_slices(data: st.DataObject) -> None:
     split = data.draw(st.booleans(), "split")
     schedule = build_schedule(stages, chunks, microbatches, slices, split_backward=split)
     rank = data.draw(st.integers(0, stages - 1), "rank")
-    for chunk, regions in enumerate(plan_regions(schedule, rank, layouts)):
-        most, pieces = walk(chunk_of(schedule, rank, chunk), regions)
-        assert most <= regions.capacity
+    layers = data.draw(st.sampled_from([(), (1,) * chunks]), "layers")
+    regions = plan_regions(schedule, rank, layouts, layers)
+    for pool, region in {region.pool: region for region in regions}.items():
+        most, pieces = walk(pool_of(schedule, rank, regions, pool), regions)
+        assert most <= region.capacity
         assert pieces <= 1
 
 
@@ -80,17 +101,17 @@ def test_any_schedule_has_room_for_any_slices(data: st.DataObject) -> None:
 def test_other_policies_have_room(policy: str) -> None:
     slices = 1 if policy == "gpipe" else 4
     schedule = build_schedule(2, 1, 3, slices, policy=policy)
-    (regions,) = plan_regions(schedule, 0, [Layout(even_bounds(12, slices))] * 3)
+    regions = plan_regions(schedule, 0, [Layout(even_bounds(12, slices))] * 3)
     if slices == 1:
-        assert regions.capacity == 0
+        assert regions[0].capacity == 0
     else:
-        assert walk(chunk_of(schedule, 0, 0), regions) == (regions.capacity, 1)
+        assert walk(pool_of(schedule, 0, regions, 0), regions) == (regions[0].capacity, 1)
 
 
 def test_a_new_microbatch_grows_into_the_room_that_is_given_back() -> None:
     schedule = build_schedule(2, 1, 3, SLICES)
     (regions,) = plan_regions(schedule, 0, [Layout(even_bounds(SLICES, SLICES))] * 3)
-    assert regions == Regions(regions.layouts, 6, ((0, 1, 2, 3), (5, 4, 3, 2), (1, 0, 2, 3)))
+    assert regions == Regions(regions.layouts, 6, ((0, 1, 2, 3), (5, 4, 3, 2), (1, 0, 2, 3)), pool=0)
     assert regions.rows(2, range(4)) == (Rows(0, (range(1, 2), range(1), range(2, 3), range(3, 4))),)
     assert regions.rows(2, range(1, 3)) == (Rows(0, (range(1, 2),)), Rows(2, (range(2, 3),)))
 
@@ -100,9 +121,24 @@ def test_wasteful_room_where_nothing_else_fits() -> None:
     lengths = [130 - 60 * i // slices for i in range(slices)]
     layout = Layout(tuple(sum(lengths[:i]) for i in range(slices + 1)))
     schedule = build_schedule(8, 1, microbatches, slices)
-    (regions,) = plan_regions(schedule, 0, [layout] * microbatches)
-    assert regions.capacity == 3 * layout.tokens
-    assert walk(chunk_of(schedule, 0, 0), regions)[1] == 1
+    regions = plan_regions(schedule, 0, [layout] * microbatches)
+    assert regions[0].capacity == 3 * layout.tokens
+    assert walk(pool_of(schedule, 0, regions, 0), regions)[1] == 1
+
+
+def test_chunks_that_share_rows_share_pools() -> None:
+    schedule, layout = build_schedule(2, 2, 3, 4), Layout((0, 3, 6, 9, 12))
+    first, second = make_stores(plan_regions(schedule, 1, [layout] * 3, [2, 2]))
+    for layer in (0, 1):
+        filled(first, 1, layer)
+        filled(second, 1, layer + 2)
+    assert first.bytes == second.bytes == 2 * 2 * 24 * 2 * 3 * 4
+    assert all(second.holds(first.own(layer, 0, 0)[0]) for layer in (0, 1))
+    assert torch.equal(first.own(1, 0, 0)[0], pair(0, 3)[0])
+    second.regions = first.regions
+    second.release(0, 0)
+    with pytest.raises(AssertionError, match="over slice 0 of microbatch 0 of layer 0"):
+        second.write(2, 0, 0, *pair(1, 3))
 
 
 def store_of(*layouts: Layout) -> KVStore:
@@ -248,7 +284,9 @@ def test_gradients_must_be_taken_before_the_release() -> None:
 def test_live_slices_are_never_overwritten() -> None:
     store = store_of(LAYOUT, LAYOUT)
     filled(store, 2)
-    with pytest.raises(AssertionError, match="would write slice 0 of microbatch 1 over slice 0 of microbatch 0"):
+    with pytest.raises(
+        AssertionError, match="would write slice 0 of microbatch 1 over slice 0 of microbatch 0 of layer 0"
+    ):
         store.write(0, 1, 0, *pair(0, 3))
 
 

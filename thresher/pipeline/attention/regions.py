@@ -22,6 +22,9 @@ from thresher.pipeline.schedule.ops import Kind, Op, Schedule
 _FREES = (Kind.BACKWARD, Kind.INPUT_BACKWARD)
 _TRIALS = 64
 
+Block = tuple[int, int]
+"""Microbatch and chunk."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -49,11 +52,13 @@ class Regions:
         layouts: of all microbatches of a step.
         capacity: tokens of the pool, per row of the batch; 0 where there is one slice, so never a prefix.
         firsts: by microbatch and slice, its first row.
+        pool: number of the pool among those of the rank; two chunks may share one.
     """
 
     layouts: tuple[Layout, ...]
     capacity: int
     firsts: tuple[tuple[int, ...], ...]
+    pool: int
 
     @property
     def batch(self) -> int:
@@ -78,19 +83,6 @@ class Regions:
                 pieces.append(Rows(first + part.start - low, (part,)))
         return _joined(sorted(pieces, key=lambda piece: piece.first))
 
-    def overlap(self, microbatch: int, index: int, live: dict[int, int]) -> str:
-        """Which of the ``live`` slices (counts by microbatch) has rows of slice ``index``; empty where none has."""
-        first, last = self._span(microbatch, index)
-        for other, slot in ((other, slot) for other, count in live.items() for slot in range(count)):
-            begin, end = self._span(other, slot)
-            if (other, slot) != (microbatch, index) and begin < last and first < end:
-                return f"slice {slot} of microbatch {other}"
-        return ""
-
-    def _span(self, microbatch: int, index: int) -> tuple[int, int]:
-        first = self.firsts[microbatch][index]
-        return first, first + self.layouts[microbatch].length(index)
-
 
 def _joined(pieces: list[Rows]) -> tuple[Rows, ...]:
     found: list[Rows] = []
@@ -102,86 +94,107 @@ def _joined(pieces: list[Rows]) -> tuple[Rows, ...]:
     return tuple(found)
 
 
-def plan_regions(schedule: Schedule, rank: int, layouts: Sequence[Layout]) -> tuple[Regions, ...]:
+def plan_regions(
+    schedule: Schedule, rank: int, layouts: Sequence[Layout], layers: Sequence[int] = ()
+) -> tuple[Regions, ...]:
     """The pools of ``rank``, by chunk.
 
-    A slice is live from its FORWARD to its BACKWARD or INPUT_BACKWARD.
+    A slice is live from its FORWARD to its BACKWARD or INPUT_BACKWARD. Chunks j and v - 1 - j share a pool where that
+    is smaller: a microbatch leaves its last chunk first, when the next one enters its first chunk.
 
     Args:
         schedule: what the rank will execute.
         rank: of the pipeline.
         layouts: by microbatch.
+        layers: by chunk, how many it has; chunks share only where these are known and equal.
     """
-    ops = schedule.of(rank, Kind.FORWARD, *_FREES)
-    chunks = range(schedule.shape.chunks)
-    return tuple(_plan([op for op in ops if op.chunk == chunk], tuple(layouts)) for chunk in chunks)
+    chunks, by_microbatch = schedule.shape.chunks, tuple(layouts)
+    by_chunk = [[op for op in schedule.of(rank, Kind.FORWARD, *_FREES) if op.chunk == chunk] for chunk in range(chunks)]
+    alone = [_plan_alone(ops, by_microbatch, pool) for pool, ops in enumerate(by_chunk)]
+    for chunk in range(chunks // 2 if layers else 0):
+        other = chunks - 1 - chunk
+        if layers[chunk] == layers[other]:
+            both = [op for op in schedule.of(rank, Kind.FORWARD, *_FREES) if op.chunk in (chunk, other)]
+            shared = _plan_together(both, by_microbatch, alone[chunk].capacity + alone[other].capacity)
+            for which, (capacity, firsts) in shared.items():
+                alone[which] = Regions(by_microbatch, capacity, firsts, chunk)
+    return tuple(alone)
 
 
-def _plan(ops: list[Op], layouts: tuple[Layout, ...]) -> Regions:
+def _plan_alone(ops: list[Op], layouts: tuple[Layout, ...], pool: int) -> Regions:
     if layouts[0].slices == 1:
-        return Regions(layouts, 0, ((0,),) * len(layouts))
-    least, apart = _least(ops, layouts), _apart(ops, layouts)
-    for capacity in range(least, apart.capacity, max(1, least // _TRIALS)):
-        firsts = _Packing(layouts, capacity).pack(ops)
-        if firsts:
-            return Regions(layouts, capacity, firsts)
-    return apart
+        return Regions(layouts, 0, ((0,),) * len(layouts), pool)
+    apart = _apart(ops, layouts, pool)
+    found = _plan_together(ops, layouts, apart.capacity)
+    return Regions(layouts, *found[ops[0].chunk], pool) if found else apart
 
 
-def _least(ops: list[Op], layouts: tuple[Layout, ...]) -> int:
-    """The most tokens that are live at once."""
-    return max(sum(live.values()) for live in _walk(ops, layouts))
+def _plan_together(
+    ops: list[Op], layouts: tuple[Layout, ...], limit: int
+) -> dict[int, tuple[int, tuple[tuple[int, ...], ...]]]:
+    """By chunk, capacity and first rows in the smallest pool found below ``limit``; nothing where none is."""
+    least = max(sum(live.values()) for live in _walk(ops, layouts))
+    for capacity in range(least, limit, max(1, least // _TRIALS)):
+        packing = _Packing(layouts, capacity)
+        if packing.pack(ops):
+            return {chunk: (capacity, packing.firsts(chunk)) for chunk in {op.chunk for op in ops}}
+    return {}
 
 
-def _apart(ops: list[Op], layouts: tuple[Layout, ...]) -> Regions:
+def _apart(ops: list[Op], layouts: tuple[Layout, ...], pool: int) -> Regions:
     """Room for as many whole microbatches as are ever live at once: wasteful, and always possible."""
-    window = max(max(live) - min(live) + 1 for live in _walk(ops, layouts) if live)
+    numbers = [[microbatch for microbatch, _ in live] for live in _walk(ops, layouts) if live]
+    window = max(max(live) - min(live) + 1 for live in numbers)
     longest = max(layout.tokens for layout in layouts)
     firsts = (tuple(k % window * longest + bound for bound in lay.bounds[:-1]) for k, lay in enumerate(layouts))
-    return Regions(layouts, window * longest, tuple(firsts))
+    return Regions(layouts, window * longest, tuple(firsts), pool)
 
 
-def _walk(ops: list[Op], layouts: tuple[Layout, ...]) -> Iterator[dict[int, int]]:
-    """Live tokens by microbatch after each operation."""
-    live: dict[int, int] = {}
+def _walk(ops: list[Op], layouts: tuple[Layout, ...]) -> Iterator[dict[Block, int]]:
+    """Live tokens by block after each operation."""
+    live: dict[Block, int] = {}
     for op in ops:
         tokens = layouts[op.microbatch].bounds[op.slice + (op.kind is Kind.FORWARD)]
-        live = {k: v for k, v in (live | {op.microbatch: tokens}).items() if v}
+        live = {k: v for k, v in (live | {(op.microbatch, op.chunk): tokens}).items() if v}
         yield live
 
 
 class _Packing:
-    """One trial: blocks (first row, one past the last) of live microbatches in ``capacity`` rows."""
+    """One trial: where live blocks lie (first row, one past the last) in ``capacity`` rows."""
 
     def __init__(self, layouts: tuple[Layout, ...], capacity: int) -> None:
         self.layouts, self.capacity = layouts, capacity
-        self.blocks: dict[int, tuple[int, int]] = {}
-        self.firsts: list[list[int]] = [[0] * layout.slices for layout in layouts]
+        self.blocks: dict[Block, tuple[int, int]] = {}
+        self.spots: dict[tuple[Block, int], int] = {}
 
-    def pack(self, ops: list[Op]) -> tuple[tuple[int, ...], ...] | None:
-        """First rows by microbatch and slice; None where some slice finds no room next to its block."""
-        for op in ops:
-            length = self.layouts[op.microbatch].length(op.slice)
-            if op.kind is not Kind.FORWARD:
-                self._free(op.microbatch, op.slice, length)
-            elif not self._put(op.microbatch, op.slice, length):
-                return None
-        return tuple(map(tuple, self.firsts))
+    def firsts(self, chunk: int) -> tuple[tuple[int, ...], ...]:
+        """First rows of a chunk by microbatch and slice."""
+        return tuple(
+            tuple(self.spots[(number, chunk), index] for index in range(layout.slices))
+            for number, layout in enumerate(self.layouts)
+        )
 
-    def _free(self, microbatch: int, index: int, length: int) -> None:
-        low, high = self.blocks.pop(microbatch)
-        if index:
-            on_left = self.firsts[microbatch][index] == low
-            self.blocks[microbatch] = (low + length, high) if on_left else (low, high - length)
+    def pack(self, ops: list[Op]) -> bool:
+        """Whether every slice found room next to its block."""
+        return all(self._step((op.microbatch, op.chunk), op) for op in ops)
 
-    def _put(self, microbatch: int, index: int, length: int) -> bool:
-        spot = self._grow(microbatch, length) if index else self._start(length)
+    def _step(self, block: Block, op: Op) -> bool:
+        length = self.layouts[op.microbatch].length(op.slice)
+        if op.kind is not Kind.FORWARD:
+            self._free(block, op.slice, length)
+            return True
+        spot = self._grow(block, length) if op.slice else self._start(length)
         if spot is None:
             return False
-        low, high = self.blocks.get(microbatch, (spot, spot))
-        self.blocks[microbatch] = (min(low, spot), max(high, spot + length))
-        self.firsts[microbatch][index] = spot
+        low, high = self.blocks.get(block, (spot, spot))
+        self.blocks[block] = (min(low, spot), max(high, spot + length))
+        self.spots[block, op.slice] = spot
         return True
+
+    def _free(self, block: Block, index: int, length: int) -> None:
+        low, high = self.blocks.pop(block)
+        if index:
+            self.blocks[block] = (low + length, high) if self.spots[block, index] == low else (low, high - length)
 
     def _gaps(self, length: int) -> list[tuple[int, int]]:
         """Free room of at least ``length`` rows, the smallest first."""
@@ -189,9 +202,9 @@ class _Packing:
         gaps = ((left[1], right[0]) for left, right in pairwise(edges) if right[0] - left[1] >= length)
         return sorted(gaps, key=lambda gap: gap[1] - gap[0])
 
-    def _grow(self, microbatch: int, length: int) -> int | None:
+    def _grow(self, block: Block, length: int) -> int | None:
         """Into the smaller room beside the block: the larger one may yet be wanted by others."""
-        low, high = self.blocks[microbatch]
+        low, high = self.blocks[block]
         for begin, end in self._gaps(length):
             if end == low:
                 return low - length
@@ -202,10 +215,10 @@ class _Packing:
     def _start(self, length: int) -> int | None:
         """In the smallest room, away from the older of its neighbours, which goes first and so widens it."""
         for begin, end in self._gaps(length):
-            oldest = min((k for k, (low, high) in self.blocks.items() if begin == high or end == low), default=None)
-            if oldest is None or self.blocks[oldest][0] == end:
-                return begin
-            return end - length
+            beside = [
+                (k, -chunk, low) for (k, chunk), (low, high) in self.blocks.items() if begin == high or end == low
+            ]
+            return begin if not beside or min(beside)[2] == end else end - length
         return None
 
 

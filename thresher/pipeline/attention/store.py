@@ -1,7 +1,8 @@
 """Keys and values of the slices of one chunk, and the gradients that later slices left for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -27,11 +28,31 @@ class Part:
     row: int
 
 
+class _Pool:
+    """Keys and values [B, G, capacity, E], and the rows of live slices by (layer, microbatch, slice)."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.pair = (keys, values)
+        self.live: dict[tuple[int, int, int], tuple[int, int]] = {}
+
+    def occupy(self, layer: int, microbatch: int, index: int, rows: Rows) -> None:
+        place = (layer, microbatch, index)
+        for (other, number, slot), (first, last) in self.live.items():
+            assert (other, number, slot) == place or last <= rows.first or rows.last <= first, (
+                f"layer {layer} would write slice {index} of microbatch {microbatch} "
+                f"over slice {slot} of microbatch {number} of layer {other}"
+            )
+        self.live[place] = (rows.first, rows.last)
+
+
+PoolKey = tuple[int, int, torch.Size, torch.dtype, torch.device]
+
+
 @dataclass
 class _Layer:
-    """One layer's pools [B, G, capacity, E], slices written by microbatch, accumulators by microbatch."""
+    """One layer's pool, slices written by microbatch, accumulators by microbatch."""
 
-    pools: Pair
+    pool: _Pool
     written: dict[int, int] = field(default_factory=dict)
     gradients: dict[int, Pair] = field(default_factory=dict)
 
@@ -44,14 +65,20 @@ class KVStore:
     microbatch nothing is ever kept here.
     """
 
-    def __init__(self, regions: Regions) -> None:
+    def __init__(self, regions: Regions, pools: "WeakValueDictionary[PoolKey, _Pool] | None" = None) -> None:
+        """
+        Args:
+            regions: where slices lie.
+            pools: those of other chunks that it may share; see :func:`make_stores`.
+        """
         self.regions = regions
         self._layers: dict[int, _Layer] = {}
+        self._pools: WeakValueDictionary[PoolKey, _Pool] = WeakValueDictionary() if pools is None else pools
 
     @property
     def bytes(self) -> int:
-        """Bytes of all pools."""
-        return sum(pool.nbytes for layer in self._layers.values() for pool in layer.pools)
+        """Bytes of all pools in use; one that two chunks share counts in the stores of both."""
+        return sum(pool.nbytes for pool in self._tensors())
 
     @property
     def accumulator_bytes(self) -> int:
@@ -62,7 +89,10 @@ class KVStore:
     def holds(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` lies in one of the pools."""
         storage = tensor.untyped_storage().data_ptr()
-        return any(pool.untyped_storage().data_ptr() == storage for lay in self._layers.values() for pool in lay.pools)
+        return any(pool.untyped_storage().data_ptr() == storage for pool in self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for layer in self._layers.values() for tensor in layer.pool.pair)
 
     def write(self, layer: int, microbatch: int, index: int, key: Tensor, value: Tensor) -> Pair:
         """Copies key and value [B, G, T, E] of slice ``index`` into the pool, outside autograd; returns :meth:`own`."""
@@ -70,8 +100,9 @@ class KVStore:
         count = state.written.get(microbatch, 0)
         assert index in (count, count - 1), f"slice {index} of microbatch {microbatch} written after {count} slices"
         state.written[microbatch] = index + 1
-        other = self.regions.overlap(microbatch, index, state.written)
-        assert not other, f"layer {layer} would write slice {index} of microbatch {microbatch} over {other}"
+        bounds = self.regions.layouts[microbatch].bounds
+        (rows,) = self.regions.rows(microbatch, range(bounds[index], bounds[index + 1]))
+        state.pool.occupy(layer, microbatch, index, rows)
         own = self.own(layer, microbatch, index)
         for target, source in zip(own, (key, value), strict=True):
             assert target.dtype == source.dtype, f"layer {layer} keeps {target.dtype} and was given {source.dtype}"
@@ -81,8 +112,11 @@ class KVStore:
     def _layer(self, layer: int, like: Tensor) -> _Layer:
         if layer not in self._layers:
             _, heads, _, width = like.shape
-            shape = (self.regions.batch, heads, self.regions.capacity, width)
-            self._layers[layer] = _Layer((like.new_empty(shape), like.new_empty(shape)))
+            shape = torch.Size((self.regions.batch, heads, self.regions.capacity, width))
+            key = (self.regions.pool, len(self._layers), shape, like.dtype, like.device)
+            pool = self._pools.get(key) or _Pool(like.new_empty(shape), like.new_empty(shape))
+            self._pools[key] = pool
+            self._layers[layer] = _Layer(pool)
         return self._layers[layer]
 
     def own(self, layer: int, microbatch: int, index: int) -> Pair:
@@ -98,7 +132,7 @@ class KVStore:
         """Keys and values of consecutive ``tokens`` in as few pieces as they lie in (see :meth:`Regions.rows`)."""
         if not tokens:
             return []
-        keys, values = self._layers[layer].pools
+        keys, values = self._layers[layer].pool.pair
         rows = self.regions.rows(microbatch, tokens)
         batch = self.regions.layouts[microbatch].batch
         return [Part(_cut(keys, r)[:batch], _cut(values, r)[:batch], r.tokens, r.first) for r in rows]
@@ -165,7 +199,7 @@ class KVStore:
 
     def _accumulators(self, state: _Layer, microbatch: int) -> Pair:
         if microbatch not in state.gradients:
-            layout, pool = self.regions.layouts[microbatch], state.pools[0]
+            layout, pool = self.regions.layouts[microbatch], state.pool.pair[0]
             shape = (layout.batch, pool.shape[1], layout.bounds[-2], pool.shape[3])
             zeros = (torch.zeros(shape, dtype=_sum_dtype(pool), device=pool.device) for _ in range(2))
             state.gradients[microbatch] = (next(zeros), next(zeros))
@@ -182,12 +216,14 @@ class KVStore:
                 f"layer {layer} releases microbatch {microbatch} before the backward of its slice 0"
             )
             state.written[microbatch] = index
+            del state.pool.live[layer, microbatch, index]
         self._give_back()
 
     def forget(self, microbatch: int) -> None:
         """Forgets all slices of a microbatch: after its last forward where there is no backward."""
-        for state in self._layers.values():
-            state.written.pop(microbatch, None)
+        for layer, state in self._layers.items():
+            for index in range(state.written.pop(microbatch, 0)):
+                del state.pool.live[layer, microbatch, index]
             state.gradients.pop(microbatch, None)
         self._give_back()
 
@@ -203,6 +239,12 @@ class KVStore:
         """Asserts that nothing is live: at the end of a step."""
         left = list(self._live())
         assert not left, f"live slices at the end of a step, as (layer, microbatch, slices): {left}"
+
+
+def make_stores(regions: Sequence[Regions]) -> list[KVStore]:
+    """The stores of a rank, by chunk, which share the pools that ``regions`` share."""
+    pools: WeakValueDictionary[PoolKey, _Pool] = WeakValueDictionary()
+    return [KVStore(region, pools) for region in regions]
 
 
 def _cut(pool: Tensor, rows: Rows) -> Tensor:
