@@ -25,7 +25,7 @@ def show_plan(file: Path, overrides: tuple[str, ...]) -> None:
     """
     config: RunConfig[Any] = load_config(AnyRunConfig, file, overrides)
     ranks = config.launch.processes
-    check_batches(config.train, ranks)
+    check_batches(config.train, ranks, config.pipeline)
     device = check_device(config.launch, ranks)
     dataset = dataset_for(config.data.path, config.data.recipe, config.data.options, str(file))
     model = config.model.build(dataset.schema, torch.device("meta"))

@@ -11,23 +11,40 @@ from thresher.errors import LaunchError
 from thresher.launch.logs import take_over_torch
 from thresher.launch.place import Place
 from thresher.trainer.config import LaunchConfig, TrainConfig
+from thresher.trainer.pipelined.config import PipelineConfig
 from thresher.trainer.world import World
 
 
-def check_batches(train: TrainConfig, world: int) -> None:
+def check_batches(train: TrainConfig, world: int, pipeline: PipelineConfig | None = None) -> None:
     """Compares the batch with the number of ranks that a launcher started.
 
+    Args:
+        pipeline: how the model is cut into stages; None for not at all.
+
     Raises:
-        LaunchError: ranks would get unequal parts; names batch sizes that fit.
+        LaunchError: ranks would get unequal parts, or form no whole pipelines; names what fits.
     """
-    parts = world * train.accumulate
+    if pipeline is not None and pipeline.is_on:
+        if world % pipeline.stages:
+            raise LaunchError(
+                f"{world} processes do not form pipelines of {pipeline.stages} stages",
+                where=f"world size {world}",
+                fix=f"start a multiple of {pipeline.stages} processes, or set pipeline.stages to a divisor of {world}",
+            )
+        pipelines, factor = world // pipeline.stages, pipeline.microbatches
+        _require_multiple(train, world, f"{pipelines} pipelines x pipeline.microbatches {factor}", pipelines * factor)
+    else:
+        factors = f"{world} processes x train.accumulate {train.accumulate}"
+        _require_multiple(train, world, factors, world * train.accumulate)
+
+
+def _require_multiple(train: TrainConfig, world: int, factors: str, parts: int) -> None:
     below = train.batch_size // parts * parts
     if below == train.batch_size:
         return
     fitting = " or ".join(str(size) for size in (below, below + parts) if size)
     raise LaunchError(
-        f"train.batch_size {train.batch_size} is not divisible by {world} processes x train.accumulate "
-        f"{train.accumulate} = {parts}",
+        f"train.batch_size {train.batch_size} is not divisible by {factors} = {parts}",
         where=f"world size {world}",
         fix=f"set train.batch_size to {fitting}, or start another number of processes",
     )

@@ -21,7 +21,7 @@ def train_here(file: Path, overrides: tuple[str, ...]) -> None:
         Interrupted: a signal came; all ranks have been ended.
     """
     config: RunConfig[Any] = load_config(AnyRunConfig, file, overrides)
-    check_batches(config.train, config.launch.processes)
+    check_batches(config.train, config.launch.processes, config.pipeline)
     check_device(config.launch, config.launch.processes)
     dataset_for(config.data.path, config.data.recipe, config.data.options, str(file))
     _run("worker", [str(file), *overrides], config.launch, RunFolder(config.folder))

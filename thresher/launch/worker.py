@@ -35,7 +35,7 @@ def train(place: Place, arguments: Sequence[str]) -> None:
 
     check_installed()
     config = load_config(RunConfig, Path(arguments[0]), tuple(arguments[1:]))
-    check_batches(config.train, place.world)
+    check_batches(config.train, place.world, config.pipeline)
     with joined(place, config.launch) as world:
         train_run(config, world)
 

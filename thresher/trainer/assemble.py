@@ -1,4 +1,4 @@
-"""Builds the parts of a run from its configuration, the same on every rank but for the shards."""
+"""Builds the parts of a run with sharded tables from its configuration, the same on every rank but for the shards."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -15,6 +15,7 @@ from thresher.data.reader import Reader
 from thresher.data.schema import Schema
 from thresher.embeddings.dynamic.config import DynamicTable
 from thresher.embeddings.fields.field import find_fields
+from thresher.embeddings.policy.ledger import Ledger
 from thresher.embeddings.tables import find_tables, module_name
 from thresher.errors import ConfigError
 from thresher.sharding.frequencies import Frequency, measure_frequencies
@@ -26,33 +27,44 @@ from thresher.trainer.checkpoint import Directories, LazyOptimizer, State, Table
 from thresher.trainer.config import RunConfig
 from thresher.trainer.evaluate import Evaluator
 from thresher.trainer.folder import RunFolder
-from thresher.trainer.model import Model
+from thresher.trainer.model import Model, Ranker
 from thresher.trainer.optim import dense_optimizer
-from thresher.trainer.step import Stepper
+from thresher.trainer.parts import RunParts, Share
+from thresher.trainer.step import Stepper, require_finite_weights
 from thresher.trainer.world import World
 
 BYTES_PER_GB = 10**9
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of before the first step.
+class Parts(RunParts):
+    """A run whose tables are sharded over all ranks and whose dense part is replicated.
 
     Attributes:
-        fields: None in runs that score none.
+        dense: a :class:`KeyedOptimizer`, whose state is saved by name.
     """
 
-    config: RunConfig[Any]
-    world: World
-    folder: RunFolder
-    dataset: Dataset
+    dense: KeyedOptimizer
     model: Model
     sharded: ShardedModel
-    dense: KeyedOptimizer
-    fields: FieldPruning | None
+
+    @property
+    def plan(self) -> Plan:
+        """See :class:`RunParts`."""
+        return self.sharded.plan
+
+    @property
+    def share(self) -> Share:
+        """See :class:`RunParts`."""
+        return Share(self.world.rank, self.world.world, self.config.train.accumulate)
+
+    @property
+    def dense_parameters(self) -> int:
+        """See :class:`RunParts`."""
+        return sum(parameter.numel() for parameter in self.sharded.dense_parameters().values())
 
     def state(self) -> State:
-        """The tensors of a checkpoint: weights, table and dense optimizer state, scores of fields (these last)."""
+        """Weights, table and dense optimizer state, scores of fields (these last)."""
         scores = {} if self.fields is None else {"field_scores": self.fields.training_state()}
         return {
             **self.weights(),
@@ -81,38 +93,31 @@ class Parts:
         schema = self.dataset.schema
         return Evaluator(self.sharded.wrapped, self.model, schema, self.config.train, self.config.eval, self.world)
 
-    def training_reader(self) -> Reader:
-        """This rank's part of the training split, in micro-batches."""
-        data, train = self.config.data, self.config.train
-        return Reader(
-            self.dataset,
-            data.train,
-            batch_size=train.batch_size // (self.world.world * train.accumulate),
-            rank=self.world.rank,
-            world=self.world.world,
-            seed=self.config.seed,
-            shuffle=data.shuffle,
-            window_rows=data.window_rows,
-            prefetch=data.prefetch,
-            max_bad_share=data.max_bad_share,
-            quarantine=self.folder.quarantine(self.world.rank),
-        )
+    def require_finite(self, step: int) -> None:
+        """See :class:`RunParts`."""
+        require_finite_weights(self.sharded.wrapped, step)
 
-    def split_reader(self, split: str) -> Reader:
-        """This rank's part of a held-out split."""
-        samples = self.config.eval.batch_size or self.config.train.batch_size
-        return Reader(
-            self.dataset,
-            split,
-            batch_size=max(samples // self.world.world, 1),
-            rank=self.world.rank,
-            world=self.world.world,
-            window_rows=self.config.data.window_rows,
-            shuffle=False,
-            prefetch=self.config.data.prefetch,
-            max_bad_share=self.config.data.max_bad_share,
-            quarantine=self.folder.quarantine(self.world.rank),
-        )
+    def set_table_lr(self, lr: float) -> None:
+        """See :class:`RunParts`."""
+        self.sharded.set_table_lr(lr)
+
+    @property
+    def has_tiers(self) -> bool:
+        """See :class:`RunParts`."""
+        return self.sharded.tiers is not None
+
+    def ledger(self) -> Ledger:
+        """See :class:`RunParts`."""
+        assert self.sharded.tiers is not None
+        return self.sharded.tiers.ledger()
+
+    def watched(self) -> tuple[str, int]:
+        """See :class:`RunParts`."""
+        if not isinstance(self.model, Ranker):
+            return "", 0
+        column = [label.name for label in self.dataset.schema.labels].index(self.model.labels[0])
+        binary = self.dataset.schema.labels[column].task == "binary"
+        return self.model.labels[0] if binary else "", column
 
 
 def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
@@ -142,7 +147,7 @@ def assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> Parts:
     fields = None
     if config.fields.enabled:
         fields = FieldPruning(config.fields, found, sharded, model, world, config.train.accumulate)
-    return Parts(config, world, RunFolder(config.folder), dataset, model, sharded, dense, fields)
+    return Parts(config, world, RunFolder(config.folder), dataset, dense, fields, model, sharded)
 
 
 def dynamic_tables(config: RunConfig[Any], schema: Schema) -> dict[str, DynamicTable]:

@@ -11,7 +11,8 @@ from thresher.embeddings.optimizers import Momentum, TableOptimizer
 from thresher.embeddings.policy.config import TierConfig
 from thresher.settings import Settings, apply_override, parse, read_yaml
 from thresher.sharding.plan import ShardingConfig
-from thresher.trainer.model import ModelConfig
+from thresher.trainer.model import ModelConfig, SequenceConfig
+from thresher.trainer.pipelined.config import PipelineConfig
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -101,7 +102,7 @@ class TrainConfig(Settings):
 class EarlyStop(Settings):
     """Stop when ``metric`` on the validation split has not improved for ``patience`` evaluations; 0 never stops.
 
-    An empty ``metric`` is the first one measured: AUC, MRR or MSE, by kind of model.
+    An empty ``metric`` is the first one measured: AUC, MRR, MSE or loss, by kind of model.
     """
 
     metric: str = ""
@@ -159,6 +160,7 @@ class RunConfig(Settings, Generic[M]):
         tiers: precision of table rows by their priority, under a byte budget.
         fields: scores of fields, and whether useless ones are dropped while training.
         dynamic: for tables with raw ids, by table name, how rows are given and taken back.
+        pipeline: stages and slices of a model of sequences; see ``docs/pipeline.md``.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -170,6 +172,7 @@ class RunConfig(Settings, Generic[M]):
     tiers: TierConfig = TierConfig()
     fields: FieldConfig = FieldConfig()
     dynamic: dict[str, DynamicTable] = Field(default_factory=dict)
+    pipeline: PipelineConfig = PipelineConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
@@ -178,12 +181,33 @@ class RunConfig(Settings, Generic[M]):
     tensorboard: bool = True
 
     @model_validator(mode="after")
+    def _is_cut(self) -> "RunConfig[M]":
+        if not self.pipeline.is_on:
+            return self
+        if not isinstance(self.model, SequenceConfig):
+            raise ValueError(
+                f"model '{self.model.name}' cannot be cut into stages and slices; "
+                "set model.name to transformer, or leave pipeline out"
+            )
+        if self.launch.processes % self.pipeline.stages:
+            raise ValueError(
+                f"launch.processes {self.launch.processes} do not form pipelines of pipeline.stages "
+                f"{self.pipeline.stages}; set launch.processes to a multiple of {self.pipeline.stages}"
+            )
+        if self.train.accumulate > 1:
+            raise ValueError(
+                f"train.accumulate {self.train.accumulate} is for runs without a pipeline; "
+                "set pipeline.microbatches instead, and train.accumulate to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "RunConfig[M]":
-        parts = self.launch.processes * self.train.accumulate
+        parts = self.batch_parts(self.launch.processes)
         if self.train.batch_size % parts:
             raise ValueError(
                 f"train.batch_size {self.train.batch_size} is not divisible by "
-                f"launch.processes x train.accumulate = {parts}; set train.batch_size to a multiple of {parts}"
+                f"{self.batch_factors} = {parts}; set train.batch_size to a multiple of {parts}"
             )
         return self
 
@@ -204,6 +228,17 @@ class RunConfig(Settings, Generic[M]):
                 "set data.valid to the name of a split, or fields.rounds to 0"
             )
         return self
+
+    def batch_parts(self, world: int) -> int:
+        """Into how many equal parts the samples of a step are divided on ``world`` processes."""
+        return self.pipeline.parts(world) if self.pipeline.is_on else world * self.train.accumulate
+
+    @property
+    def batch_factors(self) -> str:
+        """What that number is, for messages."""
+        if self.pipeline.is_on:
+            return "launch.processes / pipeline.stages x pipeline.microbatches"
+        return "launch.processes x train.accumulate"
 
     @property
     def folder(self) -> Path:

@@ -11,8 +11,15 @@ from thresher.data.reader import Reader
 from thresher.data.schema import Schema
 from thresher.trainer.callbacks.base import EvalRecord
 from thresher.trainer.config import EvalConfig, TrainConfig
-from thresher.trainer.metrics import BinaryMetrics, RankingMetrics, RegressionMetrics, item_chunks, target_ranks
-from thresher.trainer.model import Model, Ranker, Retriever
+from thresher.trainer.metrics import (
+    BinaryMetrics,
+    RankingMetrics,
+    RegressionMetrics,
+    TokenMetrics,
+    item_chunks,
+    target_ranks,
+)
+from thresher.trainer.model import Model, Ranker, Retriever, SequenceModel
 from thresher.trainer.step import autocast
 from thresher.trainer.world import World
 
@@ -48,14 +55,24 @@ class Evaluator:
         """Names of the metrics that :meth:`run` measures. Collective."""
         if isinstance(self._model, Ranker):
             return list(self._rank(self._model, iter(())))
-        return list(RankingMetrics(self._settings.at).compute(self._world.group))
+        found = RankingMetrics(self._settings.at).compute(self._world.group)
+        tokens = self._predict(self._model, iter(())) if isinstance(self._model, SequenceModel) else {}
+        return list(found | tokens) if isinstance(self._model, Retriever) else list(tokens)
 
     def _measure(self, batches: Iterator[Batch]) -> dict[str, float]:
         if isinstance(self._model, Ranker):
             return self._rank(self._model, batches)
         if isinstance(self._model, Retriever):
             return self._retrieve(self._model, batches)
-        raise TypeError(f"{type(self._model).__name__} is neither a Ranker nor a Retriever")
+        if isinstance(self._model, SequenceModel):
+            return self._predict(self._model, batches)
+        raise TypeError(f"{type(self._model).__name__} is no Ranker, Retriever or SequenceModel")
+
+    def _predict(self, model: SequenceModel, batches: Iterator[Batch]) -> dict[str, float]:
+        metrics = TokenMetrics(model.is_likelihood)
+        for batch in batches:
+            metrics.update(*model.token_loss(batch))
+        return metrics.compute(self._world.group)
 
     def _rank(self, model: Ranker, batches: Iterator[Batch]) -> dict[str, float]:
         grouped = self._schema.group is not None
@@ -79,7 +96,10 @@ class Evaluator:
     def _retrieve(self, model: Retriever, batches: Iterator[Batch]) -> dict[str, float]:
         """Queries of the whole split first, then one pass over the items, whose lookup is collective."""
         queries, targets, weights = [], [], []
+        tokens = TokenMetrics(model.is_likelihood) if isinstance(model, SequenceModel) else None
         for batch in batches:
+            if tokens is not None and isinstance(model, SequenceModel):
+                tokens.update(*model.token_loss(batch))
             queries.append(model.queries(batch).float())
             targets.append(model.target(batch))
             weights.append(batch.weight)
@@ -89,4 +109,5 @@ class Evaluator:
         ranks = target_ranks(torch.cat(queries), wanted, vectors, chunks, first_item=model.first_item)
         metrics = RankingMetrics(self._settings.at)
         metrics.update(ranks, torch.cat(weights))
-        return metrics.compute(self._world.group)
+        found = metrics.compute(self._world.group)
+        return found if tokens is None else found | tokens.compute(self._world.group)

@@ -13,9 +13,10 @@ from thresher.errors import CheckpointError
 from thresher.trainer.callbacks.base import Callback, EvalRecord, FieldRecord, SaveRecord, TableRecord
 from thresher.trainer.config import EvalConfig, TrainConfig
 from thresher.trainer.meter import Meter
+from thresher.trainer.parts import Steps
 from thresher.trainer.rates import Rates
 from thresher.trainer.state import TrainState
-from thresher.trainer.step import Stepper, StepResult
+from thresher.trainer.step import StepResult
 from thresher.trainer.world import World
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Loop:
     times: Times
     seed: int
     world: World
-    stepper: Stepper
+    stepper: Steps
     batches: Iterator[Batch]
     rates: Rates
     meter: Meter

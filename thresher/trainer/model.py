@@ -67,9 +67,13 @@ class Sequencer(ABC):
 
     Attributes:
         length: tokens to which sequences are padded, S.
+        first_item: smallest row that may be predicted.
+        has_target: what follows the newest token is a column of its own: the item that is to be found.
     """
 
     length: int
+    first_item: int
+    has_target: bool
 
     @abstractmethod
     def sequences(self, batch: Batch, *, per_token: bool = False) -> Microbatch:
@@ -80,9 +84,23 @@ class Sequencer(ABC):
                 shared out over its counted tokens, so that the weights of a batch mean what they mean to any model.
         """
 
+    @abstractmethod
+    def last(self, batch: Batch) -> Tensor:
+        """[B] int64: the place of the newest token of each sample; -1 where there is none."""
+
+    @abstractmethod
+    def target(self, batch: Batch) -> Tensor:
+        """[B] int64: the row that follows the newest token, where there is such a column; 0 where it is missing."""
+
 
 class SequenceModel(Model):
-    """Predicts each next token of sequences. Also a :class:`Retriever` where tokens are items."""
+    """Predicts each next token of sequences. Also a :class:`Retriever` where tokens are items.
+
+    Attributes:
+        is_likelihood: the loss of a token is its negative log likelihood in nats.
+    """
+
+    is_likelihood: bool
 
     @abstractmethod
     def token_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -101,6 +119,15 @@ class ModelConfig(Settings, ABC):
 
 class SequenceConfig(ModelConfig, ABC):
     """Settings of a model that can be cut into the stages of a pipeline."""
+
+    @property
+    @abstractmethod
+    def is_likelihood(self) -> bool:
+        """The loss of a token is its negative log likelihood in nats."""
+
+    @abstractmethod
+    def attention_share(self, tokens: int) -> float:
+        """Work of attention over sequences of ``tokens`` tokens, over that of everything else in a layer."""
 
     @abstractmethod
     def trunk(self, schema: Schema, seed: int) -> TrunkBuilder:

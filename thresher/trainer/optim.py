@@ -11,10 +11,11 @@ from thresher.trainer.config import DenseOptimizer
 
 def dense_optimizer(parameters: Mapping[str, nn.Parameter], settings: DenseOptimizer) -> KeyedOptimizerWrapper:
     """The optimizer of ``parameters``, its state keyed by their names so that it can be saved and loaded."""
-    return KeyedOptimizerWrapper(dict(parameters), lambda params: _optimizer(params, settings))
+    return KeyedOptimizerWrapper(dict(parameters), lambda params: optimizer_of(params, settings))
 
 
-def _optimizer(params: list[nn.Parameter], settings: DenseOptimizer) -> torch.optim.Optimizer:
+def optimizer_of(params: list[nn.Parameter], settings: DenseOptimizer) -> torch.optim.Optimizer:
+    """The optimizer of ``params``."""
     lr, decay = settings.lr, settings.weight_decay
     match settings.name:
         case "adam":

@@ -11,7 +11,7 @@ from typing import Any
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
 from thresher.errors import CheckpointError, DataError
-from thresher.trainer.assemble import Parts, assemble, total_steps
+from thresher.trainer.assemble import assemble, total_steps
 from thresher.trainer.callbacks import standard_callbacks
 from thresher.trainer.callbacks.base import (
     Callback,
@@ -31,10 +31,11 @@ from thresher.trainer.folder import RunFolder
 from thresher.trainer.lock import locked
 from thresher.trainer.loop import Loop, Times
 from thresher.trainer.meter import Meter
-from thresher.trainer.model import Ranker
+from thresher.trainer.parts import RunParts
+from thresher.trainer.pipelined.config import PipelineConfig
+from thresher.trainer.pipelined.parts import assemble_pipelined
 from thresher.trainer.rates import Rates
 from thresher.trainer.state import TrainState, require_measured
-from thresher.trainer.step import require_finite_weights
 from thresher.trainer.world import World
 from thresher.versions import versions
 
@@ -53,7 +54,7 @@ def train(config: RunConfig[Any], world: World) -> EndRecord:
         folder.require_same(config)
         dataset = Dataset.open(config.data.path)
         steps = total_steps(config, _rows(config.data, dataset))
-        parts = assemble(config, world, dataset)
+        parts = _assemble(config, world, dataset)
         if config.eval.early_stop.metric and config.data.valid:
             require_measured(config.eval.early_stop.metric, parts.evaluator().names())
         if config.fields.drops and config.fields.metric:
@@ -61,8 +62,12 @@ def train(config: RunConfig[Any], world: World) -> EndRecord:
         state = restore(parts)
         if world.is_first:
             folder.write_config(config)
-            parts.sharded.plan.save(folder.plan)
+            parts.plan.save(folder.plan)
         return Training(parts, steps, standard_callbacks(config, folder.root, world)).run(state)
+
+
+def _assemble(config: RunConfig[Any], world: World, dataset: Dataset) -> RunParts:
+    return (assemble_pipelined if config.pipeline.is_on else assemble)(config, world, dataset)
 
 
 def _rows(data: DataConfig, dataset: Dataset) -> int:
@@ -89,7 +94,9 @@ def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world:
         CheckpointError: there is no such checkpoint, or it is corrupt.
     """
     moved = config.model_copy(update={"run_dir": str(folder)})
-    parts = assemble(moved, world, Dataset.open(config.data.path))
+    if world.world % config.pipeline.stages:  # checkpoints load into any cut, also into none
+        moved = moved.model_copy(update={"pipeline": PipelineConfig()})
+    parts = _assemble(moved, world, Dataset.open(config.data.path))
     store, weights = _store(parts), parts.weights()
     found = store.load(store.folder / folder_name(step), weights) if step >= 0 else store.restore(weights)
     if found is None:
@@ -99,7 +106,7 @@ def evaluate(folder: Path, config: RunConfig[Any], split: str, step: int, world:
         return parts.evaluator().run(reader, split, measured)
 
 
-def restore(parts: Parts) -> TrainState:
+def restore(parts: RunParts) -> TrainState:
     """The state of the newest intact checkpoint, loaded into ``parts``; a fresh one where there is none. Collective.
 
     Raises:
@@ -114,7 +121,7 @@ def restore(parts: Parts) -> TrainState:
     return TrainState.model_validate(found.facts["state"])
 
 
-def load_best(parts: Parts, state: TrainState) -> int:
+def load_best(parts: RunParts, state: TrainState) -> int:
     """Loads the weights that early stopping kept into ``parts``, which hold those of ``state``. Collective.
 
     Returns:
@@ -135,7 +142,7 @@ def load_best(parts: Parts, state: TrainState) -> int:
     return state.best_step
 
 
-def _require_same_data(parts: Parts, found: RestoredCheckpoint) -> None:
+def _require_same_data(parts: RunParts, found: RestoredCheckpoint) -> None:
     split = parts.config.data.train
     if found.facts["data"] != parts.dataset.fingerprint(split):
         raise CheckpointError(
@@ -145,11 +152,11 @@ def _require_same_data(parts: Parts, found: RestoredCheckpoint) -> None:
         )
 
 
-def _store(parts: Parts) -> CheckpointStore:
+def _store(parts: RunParts) -> CheckpointStore:
     return CheckpointStore(parts.folder.checkpoints, parts.config.checkpoint.keep, parts.world.group)
 
 
-def _best_store(parts: Parts) -> CheckpointStore:
+def _best_store(parts: RunParts) -> CheckpointStore:
     return CheckpointStore(parts.folder.best, 1, parts.world.group)
 
 
@@ -161,7 +168,7 @@ class Training:
         steps: of the whole run, those before a resume included.
     """
 
-    parts: Parts
+    parts: RunParts
     steps: int
     callbacks: Sequence[Callback]
 
@@ -197,7 +204,7 @@ class Training:
 
     def _loop(self, state: TrainState, reader: Reader) -> Loop:
         parts, config = self.parts, self.parts.config
-        rates = Rates(config.optim, self.steps, parts.dense, parts.sharded.set_table_lr)
+        rates = Rates(config.optim, self.steps, parts.dense, parts.set_table_lr)
         every = config.eval.every_steps or max(reader.rows // config.train.batch_size, 1)
         return Loop(
             train=config.train,
@@ -210,7 +217,7 @@ class Training:
             rates=rates,
             meter=self._meter(reader, rates),
             validate=self._validate if config.data.valid else None,
-            tables=None if parts.sharded.tiers is None else self._measure_tables,
+            tables=self._measure_tables if parts.has_tiers else None,
             fields=self._after_step if parts.fields is not None else None,
             save=lambda now: self._save(_store(parts), now),
             save_best=(lambda now: self._save(_best_store(parts), now)) if config.eval.early_stop.patience else None,
@@ -218,13 +225,7 @@ class Training:
         )
 
     def _meter(self, reader: Reader, rates: Rates) -> Meter:
-        model, schema = self.parts.model, self.parts.dataset.schema
-        if not isinstance(model, Ranker):
-            return Meter(self.parts.world, reader.rows, rates)
-        first = model.labels[0]
-        column = [label.name for label in schema.labels].index(first)
-        binary = schema.labels[column].task == "binary"
-        return Meter(self.parts.world, reader.rows, rates, first if binary else "", column)
+        return Meter(self.parts.world, reader.rows, rates, *self.parts.watched())
 
     def _validate(self, step: int) -> EvalRecord:
         return self._measure(self.parts.config.data.valid, step, self.parts.config.eval.max_rows)
@@ -235,9 +236,7 @@ class Training:
         return fields.after_step(step, self.steps, self._validate)
 
     def _measure_tables(self, step: int) -> TableRecord:
-        controller = self.parts.sharded.tiers
-        assert controller is not None
-        return table_record(step, controller.ledger())
+        return table_record(step, self.parts.ledger())
 
     def _measure(self, split: str, step: int, max_rows: int = 0) -> EvalRecord:
         with closing(self.parts.split_reader(split)) as reader:
@@ -253,9 +252,9 @@ class Training:
             "state": state.model_dump(),
             "data": dataset.fingerprint(config.data.train),
             "seed": config.seed,
-            "plan": self.parts.sharded.plan.model_dump(),
+            "plan": self.parts.plan.model_dump(),
         }
-        require_finite_weights(self.parts.sharded.wrapped, state.step)
+        self.parts.require_finite(state.step)
         saved = store.save(state.step, self.parts.state(), facts)
         return SaveRecord(saved.step, saved.path, saved.seconds, saved.bytes)
 
@@ -266,13 +265,13 @@ class Training:
             config=parts.config,
             schema=parts.dataset.schema,
             data_facts={**manifest.facts, "rows": rows, "recipe": manifest.recipe, "options": manifest.options},
-            plan=parts.sharded.plan,
+            plan=parts.plan,
             versions=versions(),
             folder=parts.folder.root,
             rank=parts.world.rank,
             world=parts.world.world,
             device=str(parts.world.device),
-            dense_parameters=sum(p.numel() for p in parts.sharded.dense_parameters().values()),
+            dense_parameters=parts.dense_parameters,
             total_steps=self.steps,
             resumed_step=state.step,
         )

@@ -33,7 +33,7 @@ class TrainState(Settings):
         """After a validation: keeps ``metrics`` if ``metric`` improved by more than ``min_delta``; NaN never does.
 
         Args:
-            metric: empty for the first one measured (AUC, MRR or MSE, by kind of model).
+            metric: empty for the first one measured (AUC, MRR, MSE or loss, by kind of model).
 
         Raises:
             ConfigError: there is no such metric.
@@ -62,4 +62,4 @@ def require_measured(metric: str, measured: Collection[str], where: str = "eval.
 
 def lower_is_better(metric: str) -> bool:
     """Whether a smaller value of ``metric`` is the better one (losses and errors)."""
-    return metric.rpartition("/")[2] in ("logloss", "ne", "mse", "mae")
+    return metric.rpartition("/")[2] in ("logloss", "ne", "mse", "mae", "loss", "perplexity")

@@ -75,7 +75,7 @@ class Stepper:
             with autocast(self._settings, self._device):
                 outputs = self._sharded.wrapped(batch)
                 loss = self._model.loss(outputs, batch)
-            _require_finite(loss, step)
+            require_finite_loss(loss, step)
             (loss / len(batches)).backward()  # type: ignore[no-untyped-call]
             self._sharded.step_tables()
             losses.append(loss.detach())
@@ -110,7 +110,12 @@ def require_finite_weights(model: nn.Module, step: int) -> None:
             raise TrainingDiverged(f"'{name}' holds values that are not finite", where=f"step {step}", fix=CURE)
 
 
-def _require_finite(loss: Tensor, step: int) -> None:
+def require_finite_loss(loss: Tensor, step: int) -> None:
+    """Refuses to take a step that a loss of no finite value asks for.
+
+    Raises:
+        TrainingDiverged: says what to change.
+    """
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingDiverged(f"the loss is {value}", where=f"step {step}", fix=CURE)

@@ -46,7 +46,8 @@ class Progress(Callback):
     def on_start(self, facts: RunFacts) -> None:
         self._first_step, self._total, self._began = facts.resumed_step, facts.total_steps, self._clock()
         self._report = facts.folder / REPORT
-        self._console.print(plan_table(facts.plan))
+        if facts.plan.tables:
+            self._console.print(plan_table(facts.plan))
         self._say(headline(facts))
         if self._bar is not None:
             self._bar.add_task("train", total=facts.total_steps, completed=facts.resumed_step, figures="")

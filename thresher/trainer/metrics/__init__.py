@@ -10,5 +10,6 @@ from thresher.trainer.metrics.binary import BinaryMetrics
 from thresher.trainer.metrics.ranking import RankingMetrics
 from thresher.trainer.metrics.regression import RegressionMetrics
 from thresher.trainer.metrics.retrieval import item_chunks, target_ranks
+from thresher.trainer.metrics.tokens import TokenMetrics
 
-__all__ = ["BinaryMetrics", "RankingMetrics", "RegressionMetrics", "item_chunks", "target_ranks"]
+__all__ = ["BinaryMetrics", "RankingMetrics", "RegressionMetrics", "TokenMetrics", "item_chunks", "target_ranks"]

@@ -88,6 +88,18 @@ class TransformerConfig(SequenceConfig):
         return self
 
     @property
+    def is_likelihood(self) -> bool:
+        """See :class:`SequenceConfig`."""
+        return self.loss == "softmax"
+
+    def attention_share(self, tokens: int) -> float:
+        """See :class:`SequenceConfig`; in multiplications: half of all pairs of tokens, twice."""
+        shape = self.shape
+        network = 0 if shape.pointwise else shape.ffn * (3 if shape.activation == "swiglu" else 2)
+        projections = 5 * shape.dim if shape.pointwise else 2 * (shape.dim + shape.kv_dim)
+        return tokens / (projections + network)
+
+    @property
     def shape(self) -> TrunkShape:
         """What layers are told."""
         return TrunkShape(

@@ -1,5 +1,6 @@
 """The whole transformer on one device: what the pipeline's stages do together."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,15 +26,23 @@ class Transformer(SequenceModel):
     def __init__(self, trunk: TransformerTrunk, sequencer: TokenSequencer, device: torch.device) -> None:
         super().__init__()
         on = dense_device(device)
-        self.sequencer = sequencer
+        self.sequencer, self.is_likelihood = sequencer, trunk.output.loss == "softmax"
         self.front, self.tail = trunk.front(), trunk.tail()
         self.layers = nn.ModuleDict({str(index): trunk.layer(index) for index in range(trunk.layers)})
         self.embedding = SplitEmbedding(
             nn.Parameter(trunk.table("embedding", 0, trunk.vocabulary, on)), trunk.vocabulary
         )
         own = self.embedding.weight if trunk.tied else nn.Parameter(trunk.table("head", 0, trunk.vocabulary, on))
-        self.head = trunk.head(own, 0)
+        self._heads: Sequence[Head] = (trunk.head(own, 0),)  # not a submodule: a tied weight is the embedding's
+        if not trunk.tied:
+            self.head = self.output
         self.to(on)
+
+    @property
+    def output(self) -> Head:
+        """The output layer."""
+        head: Head = self._heads[0]
+        return head
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """``loss``, a scalar: the sum over samples of weight times the mean loss of a sample's tokens, over B."""
@@ -62,7 +71,7 @@ class Transformer(SequenceModel):
         hidden = self.encode(sequences)
         key = (int(torch.randint(1 << 62, ())) if self.training else 0, 0, 0, 0)
         targets = SliceTargets(sequences.targets, sequences.weights / total_weight, key)
-        loss: Tensor = _HeadLoss.apply(hidden, self.head.weight, self.head, targets)  # type: ignore[no-untyped-call]
+        loss: Tensor = _HeadLoss.apply(hidden, self.output.weight, self.output, targets)  # type: ignore[no-untyped-call]
         return loss
 
 
@@ -81,7 +90,7 @@ class ItemTransformer(Transformer, Retriever):
 
     def items(self, rows: Tensor) -> Tensor:
         """[n, dim] rows of the output layer."""
-        return F.embedding(rows, self.head.weight)
+        return F.embedding(rows, self.output.weight)
 
     def target(self, batch: Batch) -> Tensor:
         """[B] int64 row of the next item; 0 where it is missing."""

@@ -89,6 +89,7 @@ class TokenSequencer(Sequencer):
 
     def __init__(self, columns: TokenColumns, limit: int, last_only: bool) -> None:
         self.columns, self.last_only = columns, last_only
+        self.first_item, self.has_target = columns.first_item, bool(columns.target)
         whole = columns.max_length - (0 if columns.target else 1)
         self.length = min(limit or whole, whole)
 
@@ -112,14 +113,14 @@ class TokenSequencer(Sequencer):
         return Microbatch(layout, ids[:, :-1], following, weights, self._times(batch, history))
 
     def last(self, batch: Batch) -> Tensor:
-        """[B] int64: the place of the newest input of each sample; -1 where there is none."""
+        """See :class:`Sequencer`."""
         limit = self.length if self.columns.target else self.length + 1
         lengths = batch.sparse[self.columns.sequence].lengths().to(torch.int64).clamp(max=limit)
         newest: Tensor = lengths - (1 if self.columns.target else 2)
         return newest
 
     def target(self, batch: Batch) -> Tensor:
-        """[B] int64: the row that follows the newest token; 0 where it is missing."""
+        """See :class:`Sequencer`."""
         rows, _ = targets(batch.sparse[self.columns.target])
         return rows
 

@@ -1,0 +1,143 @@
+"""Builds the parts of a run whose model is cut into stages: each rank makes what it holds, and nothing else."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from thresher.data.dataset import Dataset
+from thresher.embeddings.policy.ledger import Ledger
+from thresher.pipeline.parallel.dense import DenseState, Replicated, trained
+from thresher.pipeline.parallel.mesh import make_mesh
+from thresher.pipeline.parallel.sharded import ShardedLayers
+from thresher.pipeline.parallel.state import ModelState, OptimizerState
+from thresher.pipeline.runtime.groups import make_groups
+from thresher.pipeline.runtime.options import RuntimeOptions
+from thresher.pipeline.runtime.runtime import PipelineRuntime
+from thresher.pipeline.runtime.stage import build_parts
+from thresher.sharding.plan import Plan
+from thresher.trainer.checkpoint import State
+from thresher.trainer.config import RunConfig
+from thresher.trainer.folder import RunFolder
+from thresher.trainer.loop import step_seed
+from thresher.trainer.model import SequenceConfig, Sequencer
+from thresher.trainer.optim import optimizer_of
+from thresher.trainer.parts import RunParts, Share
+from thresher.trainer.pipelined.evaluate import PipelinedEvaluator
+from thresher.trainer.pipelined.schedule import require_plain, schedule_of, slice_bounds
+from thresher.trainer.pipelined.step import PipelinedStepper
+from thresher.trainer.step import require_finite_weights
+from thresher.trainer.world import World
+
+
+@dataclass(frozen=True)
+class PipelinedParts(RunParts):
+    """A run whose processes are pipelines of stages.
+
+    Attributes:
+        runtime: runs this rank's stages.
+        held: their parameters on all replicas.
+        bounds: of the slices of a sequence.
+        numbers: in the parameters of the whole model.
+    """
+
+    runtime: PipelineRuntime
+    held: DenseState
+    sequencer: Sequencer
+    bounds: tuple[int, ...]
+    numbers: int
+
+    @property
+    def plan(self) -> Plan:
+        """No tables."""
+        return Plan(world=self.world.world, local_world=self.world.local_world, tables=())
+
+    @property
+    def share(self) -> Share:
+        """All ranks of a pipeline read the same."""
+        mesh = self.held.mesh
+        return Share(mesh.replica, mesh.replicas, multiple=self.config.pipeline.microbatches)
+
+    @property
+    def dense_parameters(self) -> int:
+        """See :class:`RunParts`."""
+        return self.numbers
+
+    def state(self) -> State:
+        """Weights and optimizer state, by the names of a run without a pipeline."""
+        return {**self.weights(), "dense_optimizer": OptimizerState(self.held)}
+
+    def weights(self) -> State:
+        """See :class:`RunParts`."""
+        return {"model": ModelState(self.held)}
+
+    def stepper(self) -> PipelinedStepper:
+        """Takes the steps."""
+        train = self.config.train
+        samples, clip = train.batch_size, train.clip_norm
+        return PipelinedStepper(self.runtime, self.held, self.dense, self.sequencer, self.bounds, samples, clip)
+
+    def evaluator(self) -> PipelinedEvaluator:
+        """Measures the model on a split."""
+        likelihood, at, mesh = self.config.model.is_likelihood, self.config.eval.at, self.held.mesh
+        return PipelinedEvaluator(self.runtime, mesh, self.sequencer, self.bounds, likelihood, at, self.world)
+
+    def require_finite(self, step: int) -> None:
+        """See :class:`RunParts`."""
+        require_finite_weights(self.held.parts, step)
+
+    def set_table_lr(self, lr: float) -> None:
+        """There are no tables."""
+
+    @property
+    def has_tiers(self) -> bool:
+        """There are no tables."""
+        return False
+
+    def ledger(self) -> Ledger:
+        """There are no tables."""
+        raise AssertionError("a pipeline has no tables")
+
+    def watched(self) -> tuple[str, int]:
+        """No output is."""
+        return "", 0
+
+
+def assemble_pipelined(config: RunConfig[Any], world: World, dataset: Dataset) -> PipelinedParts:
+    """Builds this rank's stages and the groups it talks in. Collective.
+
+    Raises:
+        ThresherError: the model does not fit the data, or the pipeline does not fit the model or the ranks.
+    """
+    require_plain(config)
+    model, pipeline = config.model, config.pipeline
+    assert isinstance(model, SequenceConfig)
+    trunk, sequencer = model.trunk(dataset.schema, config.seed), model.sequencer(dataset.schema)
+    attention = model.attention_share(sequencer.length)
+    bounds = slice_bounds(pipeline, sequencer.length, attention)
+    schedule = schedule_of(pipeline, trunk, bounds, attention)
+    mesh = make_mesh(pipeline.stages, world.device.type, pipeline.timeout)
+    parts = build_parts(trunk, schedule.shape, mesh.rank, world.device)
+    held = {"replicated": Replicated, "sharded": ShardedLayers}[pipeline.dense](parts, mesh)
+    optimizer = held.optimizer(lambda parameters: optimizer_of(parameters, config.optim.dense))
+    assert isinstance(optimizer, Optimizer)
+    options = RuntimeOptions(
+        timeout=pipeline.timeout,
+        recompute=pipeline.recompute,
+        autocast=torch.bfloat16 if config.train.precision == "bf16" else None,
+        seed=step_seed(config.seed, 0, mesh.replica),
+    )
+    groups = make_groups(schedule, mesh.pipelines, pipeline.timeout) if pipeline.stages > 1 else None
+    runtime = PipelineRuntime(schedule, parts, groups, options)
+    folder, numbers = RunFolder(config.folder), _numbers(held)
+    return PipelinedParts(config, world, folder, dataset, optimizer, None, runtime, held, sequencer, bounds, numbers)
+
+
+def _numbers(held: DenseState) -> int:
+    """Collective: numbers in the parameters of all stages."""
+    own = torch.tensor(sum(parameter.numel() for parameter in trained(held.parts)))
+    total = own.to(next(held.parts.parameters()).device)
+    dist.all_reduce(total, group=held.mesh.pipeline)
+    return int(total)

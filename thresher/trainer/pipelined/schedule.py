@@ -1,0 +1,102 @@
+"""Which schedule a run follows, and what keeps it from having one: told before the first step."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from thresher.errors import ConfigError
+from thresher.pipeline.context import TrunkBuilder
+from thresher.pipeline.layout import even_bounds
+from thresher.pipeline.schedule.build import build_schedule
+from thresher.pipeline.schedule.exchange import ExchangeRule
+from thresher.pipeline.schedule.ops import Schedule
+from thresher.pipeline.simulate.costs import Term, balanced_bounds, causal_pairs
+from thresher.trainer.config import RunConfig
+from thresher.trainer.pipelined.config import PipelineConfig
+
+
+def slice_bounds(config: PipelineConfig, tokens: int, attention: float) -> tuple[int, ...]:
+    """Where sequences of ``tokens`` tokens are cut.
+
+    Args:
+        attention: work of attention over a whole sequence over that of all else.
+
+    Raises:
+        ConfigError: there are too few tokens.
+    """
+    if tokens < config.slices:
+        raise ConfigError(
+            f"sequences of {tokens} tokens cannot be cut into {config.slices} slices",
+            where="pipeline.slices",
+            fix=f"use at most {tokens} slices, or raise model.max_length (and the length of the data)",
+        )
+    if config.slice_bounds == "even":
+        return even_bounds(tokens, config.slices)
+    try:
+        return balanced_bounds(tokens, config.slices, Term(1.0, attention * tokens / causal_pairs(0, tokens)))
+    except ValueError as error:
+        raise ConfigError(
+            str(error), where="pipeline.slice_bounds", fix="use fewer slices, or slice_bounds: even"
+        ) from None
+
+
+def schedule_of(config: PipelineConfig, trunk: TrunkBuilder, bounds: tuple[int, ...], attention: float) -> Schedule:
+    """What every rank does.
+
+    Args:
+        attention: as for :func:`slice_bounds`.
+
+    Raises:
+        ConfigError: the layers cannot be cut for an exchange.
+        ScheduleError: there is no such schedule.
+    """
+    stages = config.stages * config.chunks
+    if config.exchange != "off" and trunk.layers % stages:
+        raise ConfigError(
+            f"{trunk.layers} layers on {stages} stages are unequal, but ranks that share attention go through their "
+            "layers together",
+            where="pipeline.exchange",
+            fix=f"use a multiple of {stages} layers, or exchange: off",
+        )
+    return build_schedule(
+        config.stages,
+        config.chunks,
+        config.microbatches,
+        config.slices,
+        config.slack,
+        config.policy,
+        split_embedding=config.split_embedding,
+        split_head=config.split_head,
+        split_backward=config.split_backward,
+        exchange=_rule(config, bounds, attention),
+    )
+
+
+def _rule(config: PipelineConfig, bounds: tuple[int, ...], attention: float) -> ExchangeRule | None:
+    if config.exchange == "off":
+        return None
+    tokens = tuple(float(stop - start) for start, stop in pairwise(bounds))
+    limit = 0 if config.exchange == "auto" else config.exchange
+    return ExchangeRule(limit=limit, attention=attention, tokens=tokens)
+
+
+def require_plain(config: RunConfig[Any]) -> None:
+    """Refuses settings of tables: in a pipeline the embedding is part of the dense model.
+
+    Raises:
+        ConfigError: names the first such setting.
+    """
+    given: dict[str, Callable[[], bool]] = {
+        "tiers": lambda: config.tiers.enabled,
+        "fields": lambda: config.fields.enabled,
+        "dynamic": lambda: bool(config.dynamic),
+        "sharding.plan": lambda: bool(config.sharding.plan),
+        "sharding.tables": lambda: bool(config.sharding.tables),
+    }
+    for name, is_set in given.items():
+        if is_set():
+            raise ConfigError(
+                "is about sharded tables, of which a pipeline has none",
+                where=name,
+                fix="leave it out, or train without the pipeline section",
+            )
