@@ -159,6 +159,11 @@ def test_slack_hides_latency(latency, slack_1, slack_2):
     assert bubble(build_schedule(4, 2, 4, 8, 2), latency=latency) == pytest.approx(slack_2, abs=1e-3)
 
 
+def test_rows_travel_ahead():
+    # asked for one slice ahead instead of p, they would make this 0.193
+    assert bubble(build_schedule(4, 1, 2, 16, split_embedding=True), COSTS | SMALL, latency=0.3) < 0.16
+
+
 @pytest.mark.parametrize("jitter", range(4))
 @pytest.mark.parametrize("split", [False, True])
 def test_releases_never_stall(split, jitter):

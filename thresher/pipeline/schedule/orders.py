@@ -34,7 +34,8 @@ def compute_orders(shape: Shape) -> Orders:
 def in_flight(shape: Shape, rank: int) -> int:
     """The most slice-chunks that ``rank`` holds between their forward and their backward.
 
-    SlimPipe: n v + w (p - 1 - r), at most m n v; research gives the others in the same unit.
+    At most everything, m n v. SlimPipe: n v + w (p - 1 - r). 1F1B over slices (arXiv:2406.03488) and over microbatches:
+    n + p - 1 - r. Interleaved 1F1B: as in Megatron-LM and torch, in rounds of about p microbatches. Others: everything.
     """
     hops = shape.stages - 1 - rank
     everything = shape.microbatches * shape.slices * shape.chunks
