@@ -40,10 +40,12 @@ def _merge(partials: Sequence[Partial], targets: SliceTargets) -> Merged:
     total = (shares * sums).sum(0)
     normaliser = torch.where(counted, top + total.log(), 0.0)
     loss = torch.where(counted, weights * (normaliser - hits.sum(0)), 0.0).sum()
-    gradient = torch.zeros_like(partials[0].gradient)
-    for share, partial in zip(shares, partials, strict=True):
-        gradient.addcmul_((share / total).unsqueeze(-1), partial.gradient).sub_(partial.statistics[..., SCALARS:])
-    gradient = torch.where(counted.unsqueeze(-1), gradient.mul_(weights.unsqueeze(-1)), 0.0)
+    factors = torch.where(counted, weights / total, 0.0) * shares
+    gradient = partials[0].gradient * factors[0].unsqueeze(-1)
+    for partial, factor in zip(partials[1:], factors[1:], strict=True):
+        gradient.addcmul_(partial.gradient, factor.unsqueeze(-1))
+    for partial in partials:
+        gradient.addcmul_(partial.statistics[..., SCALARS:], weights.unsqueeze(-1), value=-1)
     return Merged(loss, gradient, normaliser)
 
 
@@ -82,8 +84,10 @@ class Tokens:
         """[P] bool: of pairs of a token and a row of this part, whether the row is the token's target."""
         return (self.rows[tokens] == rows) & (self.mine[tokens, 0] != 0)
 
-    def partial(self, gradient: Tensor, peaks: Tensor, sums: Tensor, rows: Tensor) -> Partial:
-        """What to send, from U_r [N, D], m_r [N], s_r [N] and c_r [N, D]."""
-        hits = (rows * self.states).sum(1)
-        statistics = torch.cat([torch.stack([peaks, sums, hits], 1), rows], 1)
+    def partial(self, gradient: Tensor, peaks: Tensor, sums: Tensor, rows: Tensor, factors: Tensor) -> Partial:
+        """What to send, from U_r [N, D], m_r [N], s_r [N] and c_r = rows [N, D] * factors [N, 1]."""
+        statistics = gradient.new_empty(len(gradient), SCALARS + rows.shape[1])
+        statistics[:, 0], statistics[:, 1] = peaks, sums
+        own = torch.mul(rows, factors, out=statistics[:, SCALARS:])
+        torch.sum(own * self.states, 1, out=statistics[:, 2])
         return Partial(gradient.view(self.shape), statistics.view(*self.shape[:2], -1))

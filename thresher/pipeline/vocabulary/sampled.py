@@ -52,7 +52,7 @@ class SampledSoftmaxHead(NormalisedHead):
         with by_hand(hidden.device):
             tokens = Tokens(hidden, targets, self.first, self.first + len(self.weight))
             drawn, corrections = self._negatives(targets, tokens.weights)
-            own, columns = self.weight[tokens.rows].to(tokens.weights.dtype) * tokens.mine, self.weight[drawn]
+            own, columns = self.weight.index_select(0, tokens.rows).to(tokens.weights.dtype), self.weight[drawn]
             positive = (own * tokens.states).sum(1, keepdim=True).masked_fill(tokens.mine == 0, -torch.inf)
             negative = product(tokens.states, columns.t(), tokens.dtype).sub_(corrections)
             negative.masked_fill_(tokens.hits(drawn), -torch.inf)
@@ -60,7 +60,7 @@ class SampledSoftmaxHead(NormalisedHead):
             peaks = logits.amax(1)
             exponentials = logits.sub_(torch.where(peaks == -torch.inf, 0.0, peaks).unsqueeze(1)).exp_()
             gradient = product(exponentials[:, 1:], columns, tokens.dtype).addcmul_(exponentials[:, :1], own)
-            partial = tokens.partial(gradient, peaks, exponentials.sum(1), own)
+            partial = tokens.partial(gradient, peaks, exponentials.sum(1), own, tokens.mine)
             return partial, _Kept(tokens, drawn, peaks, exponentials)
 
     def weight_gradient(self, kept: object, normaliser: Tensor) -> None:

@@ -52,17 +52,17 @@ class SoftmaxHead(NormalisedHead):
         """See :class:`Head`."""
         with by_hand(hidden.device):
             tokens = Tokens(hidden, targets, self.first, self.first + len(self.weight))
-            gradient = torch.zeros_like(tokens.states, dtype=tokens.weights.dtype)
-            peaks = torch.full_like(tokens.weights, -torch.inf)
-            sums = torch.zeros_like(tokens.weights)
+            gradient, exponentials = tokens.weights.new_zeros(()), None
+            peaks, sums = torch.full_like(tokens.weights, -torch.inf), torch.zeros_like(tokens.weights)
             for rows in self._blocks():
                 logits = product(tokens.states, rows.t(), tokens.dtype)
                 top = torch.maximum(peaks, logits.amax(1))
                 shrink, exponentials = (peaks - top).exp_(), logits.sub_(top.unsqueeze(1)).exp_()
                 sums = sums.mul_(shrink).add_(exponentials.sum(1))
-                gradient.mul_(shrink.unsqueeze(1)).add_(product(exponentials, rows, tokens.dtype))
+                own = product(exponentials, rows, tokens.dtype)
+                gradient = own.addcmul_(gradient, shrink.unsqueeze(1)) if gradient.dim() else own
                 peaks = top
-            partial = tokens.partial(gradient, peaks, sums, self._targets(tokens))
+            partial = tokens.partial(gradient, peaks, sums, *self._targets(tokens))
             return partial, _Kept(tokens, peaks, None if self.block_rows else exponentials)
 
     def weight_gradient(self, kept: object, normaliser: Tensor) -> None:
@@ -76,10 +76,11 @@ class SoftmaxHead(NormalisedHead):
                 add_product(gradient, kept.exponentials.t(), tokens.weighted(scale), tokens.dtype)
             else:
                 self._add_blocks(gradient, tokens, total)
-            states = tokens.weighted(tokens.weights)
-            add_rows(gradient, tokens.rows, states * tokens.mine * (self.smoothing - 1))
+            share = tokens.weights * tokens.mine.squeeze(1) * (self.smoothing - 1)
+            add_rows(gradient, tokens.rows, tokens.weighted(share))
             if self.smoothing:
-                gradient.sub_((states.sum(0) * (self.smoothing / self.vocabulary)).to(gradient.dtype))
+                states = tokens.weighted(tokens.weights).sum(0)
+                gradient.sub_((states * (self.smoothing / self.vocabulary)).to(gradient.dtype))
 
     def _add_blocks(self, gradient: Tensor, tokens: Tokens, total: Tensor) -> None:
         states = tokens.weighted(tokens.weights)
@@ -90,9 +91,11 @@ class SoftmaxHead(NormalisedHead):
     def _blocks(self) -> Iterator[Tensor]:
         return iter(torch.split(self.weight, self.block_rows or len(self.weight)))
 
-    def _targets(self, tokens: Tokens) -> Tensor:
-        """[N, D]: c_r."""
-        rows = self.weight[tokens.rows].to(tokens.weights.dtype) * (tokens.mine * (1 - self.smoothing))
-        if self.smoothing:
-            rows += self.weight.sum(0, dtype=rows.dtype) * (self.smoothing / self.vocabulary)
-        return rows
+    def _targets(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """[N, D] and [N, 1]: c_r as a product."""
+        rows, factors = self.weight.index_select(0, tokens.rows).to(tokens.weights.dtype), tokens.mine
+        if not self.smoothing:
+            return rows, factors
+        rows = rows.mul_(factors * (1 - self.smoothing))
+        rows += self.weight.sum(0, dtype=rows.dtype) * (self.smoothing / self.vocabulary)
+        return rows, torch.ones_like(factors)
