@@ -118,6 +118,14 @@ def test_costs_are_fitted_by_kind():
     assert costs.batch == 2
 
 
+def test_the_output_layer_is_fitted_without_attention():
+    forward = [Sample(tokens, tokens * 10, 2e-3 * tokens) for tokens in (1, 2, 4)]
+    loss = [Sample(tokens, pairs, 1e-3 * pairs) for tokens, pairs in ((10, 5), (10, 15))]
+    costs = Costs.fit((0, 10, 20), {Kind.FORWARD: forward, Kind.BACKWARD: forward, Kind.LOSS: loss})
+    assert costs.loss.per_pair == 0
+    assert 5e-3 < costs.seconds(SHAPE, 3, _op(Kind.LOSS)) < 15e-3
+
+
 def test_layers_are_spread_evenly_longer_stages_first():
     assert even_layers(10, 4) == (3, 3, 2, 2)
 

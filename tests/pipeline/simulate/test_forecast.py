@@ -111,12 +111,13 @@ def test_the_best_is_the_fastest_that_fits():
 def test_the_table_names_rivals_claim_and_assumptions():
     text = compare(Scene(RUN, "a claim"), SMALL, Gpu())
     lines = text.splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:7]] == [
+    assert [line.split("|")[1].strip() for line in lines[2:8]] == [
         "SlimPipe",
         "SlimPipe, output layer cut",
         "SlimPipe, no exchange",
         "best 1F1B",
         "best interleaved",
+        "best of both with c <= 1",
     ]
     assert "The paper: a claim." in text
     assert "matmul 0.7, attention_forward 0.6" in text

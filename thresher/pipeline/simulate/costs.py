@@ -141,7 +141,7 @@ class Costs:
     def fit(
         bounds: Sequence[int], samples: Mapping[Kind, Sequence[Sample]], *, layers: Sequence[int] = (), batch: int = 1
     ) -> "Costs":
-        """Terms by least squares from measurements of single layers.
+        """Terms by least squares from measurements of single layers, and of whole embeddings and output layers.
 
         Args:
             bounds: of the slices to be predicted; samples may be of any.
@@ -149,7 +149,11 @@ class Costs:
             layers: by stage.
             batch: rows of a microbatch.
         """
-        found = {kind: Term.fit(of_kind) for kind, of_kind in samples.items()}
+        found = {
+            # Embedding and output layer have no attention, whatever a fit might make of its pairs.
+            kind: Term.fit(of_kind if kind in LAYERED else [sample._replace(pairs=0.0) for sample in of_kind])
+            for kind, of_kind in samples.items()
+        }
         return Costs(
             bounds=tuple(bounds),
             forward=found[Kind.FORWARD],
