@@ -1,17 +1,24 @@
 """Saved tensors that wait on the host, moved by a stand-in that keeps copies and a log."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.pipeline.attention.one_rank import in_turn, one_rank_store
+from tests.pipeline.runtime.tiny import Tiny, padded
 from thresher.errors import ConfigError
 from thresher.pipeline.attention.store import KVStore
 from thresher.pipeline.layout import Layout, even_bounds
+from thresher.pipeline.runtime import runtime
 from thresher.pipeline.runtime.meter import SavedBytes
 from thresher.pipeline.runtime.offload import HOST, RETURNED, Mover, Offloader, Parcel, offloaded_slices, pinned_mover
+from thresher.pipeline.runtime.options import RuntimeOptions
+from thresher.pipeline.runtime.recompute import Recompute
+from thresher.pipeline.runtime.stage import build_parts
+from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.ops import Kind, Op
 
 CPU = torch.device("cpu")
@@ -222,6 +229,24 @@ def test_a_graph_that_is_dropped_needs_nothing_back() -> None:
     del out
     run.offloader.before_backward(Op(Kind.BACKWARD, 0, 0, 0))
     assert {kind for kind, _ in run.mover.log} == {"out"}
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("pointwise", [False, True], ids=["softmax", "pointwise"])
+def test_a_runtime_that_offloads_computes_the_same(pointwise: bool, recompute: Recompute, monkeypatch) -> None:
+    mover = Copies()
+    monkeypatch.setattr(runtime, "pinned_mover", lambda device, share: mover if share else None)
+    monkeypatch.setattr(runtime, "Offloader", partial(Offloader, threshold_bytes=1))
+    builder, schedule = Tiny(layers=4, pointwise=pointwise, drop=0.1), build_schedule(1, 2, 2, 4)
+    gradients = []
+    for share in (0.0, 1.0):
+        parts = build_parts(builder, schedule.shape, 0, CPU)
+        options = RuntimeOptions(offload=share, recompute=recompute)
+        runtime.PipelineRuntime(schedule, parts, options=options).step(padded(2, 4))
+        gradients.append([parameter.grad for parameter in parts.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert len(mover.log) >= 2 * 2 * (2 * 4 - 2)
+    assert [kind for kind, _ in mover.log].count("out") == [kind for kind, _ in mover.log].count("back")
 
 
 def test_host_memory_is_refused_as_a_device() -> None:
