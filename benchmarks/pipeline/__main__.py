@@ -22,10 +22,12 @@ PARTS = ("memory", "speed", "alone", "twin", "prediction")
 def main() -> None:
     """Measures and reports."""
     parser = measure.parser("pipeline: SlimPipe beside torch.distributed.pipelining")
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=[], metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--samples", type=Path, default=Path(".cache/pipeline/samples.jsonl"), metavar="PATH")
     parser.add_argument("--minutes", type=float, default=25, help="no new round of speed or prediction begins after it")
     given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     chosen = measure.options(given)
     results: dict[str, Any] = {}
     for part in given.parts or PARTS[:3]:

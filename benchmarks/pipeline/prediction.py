@@ -35,7 +35,7 @@ MEGABYTE = 1 << 20
 def races(quick: bool, samples: Path, limit_s: float) -> list[Race]:
     """Six settings: four of two microbatches, two of four."""
     tokens = 2048 if quick else 8192
-    uneven = balanced_bounds(tokens, 6, Term(per_token=1.0, per_pair=2 / tokens), multiple=64)
+    uneven = balanced_bounds(tokens, 6, Term(per_token=1.0, per_pair=4 / tokens), multiple=64)
     two = {"n4 v1": (1, even_bounds(tokens, 4)), "n8 v1": (1, even_bounds(tokens, 8))}
     two |= {"n8 v2": (2, even_bounds(tokens, 8)), "n6 v2 uneven": (2, uneven)}
     four = {"n4 v2 m4": (2, even_bounds(tokens, 4)), "n8 v2 m4": (2, even_bounds(tokens, 8))}

@@ -154,11 +154,11 @@ def _is_enough(race: Race, found: Found) -> bool:
 
 
 def _rank(rank: int, world: int, race: Race) -> None:
-    ends = time.monotonic() + race.limit_s
     racers = {e.name: build(e, race.size, rank, world, race.microbatches) for e in race.entries}
     clock, start = Clock(), time.time()
     with clock.watching():
         _agree(racers, race, rank, world)
+        ends = time.monotonic() + race.limit_s
         for number in range(1000):
             go_on = [rank == 0 and time.monotonic() < ends and not _is_enough(race, load(race))]
             dist.broadcast_object_list(go_on, 0)

@@ -32,7 +32,7 @@ STEPS = 5
 def entries(tokens: int, quick: bool) -> tuple[Entry, ...]:
     """Who runs; slices of 1,024 tokens of 8,192, or longer first."""
     slices = 4 if quick else 8
-    uneven = balanced_bounds(tokens, 3 if quick else 6, Term(per_token=1.0, per_pair=2 / tokens), multiple=64)
+    uneven = balanced_bounds(tokens, 3 if quick else 6, Term(per_token=1.0, per_pair=4 / tokens), multiple=64)
     return (
         Entry("plain", "plain"),
         Entry("independent", "independent"),

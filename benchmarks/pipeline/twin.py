@@ -202,7 +202,7 @@ def _rank(rank: int, world: int, case: Case, steps: int) -> list[tuple[float, fl
 
 def uniform(stages: int, quick: bool) -> Case:
     """Slices of equal cost: 4 on two ranks, 8 on four."""
-    return Case(stages, 2, 2, 2 * stages, linear_s=(0.12 if quick else 0.24) / (2 * stages))
+    return Case(stages, 2, 2, 2 * stages, linear_s=0.05 if quick else 0.1)
 
 
 def unequal(exchange: bool, quick: bool) -> Case:
