@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thresher.pipeline.attention.regions import plan_regions
-from thresher.pipeline.attention.store import KVStore
+from thresher.pipeline.attention.store import KVStore, make_stores
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.checks import digest, require_same_pipeline, require_usable
@@ -188,8 +188,8 @@ class PipelineRuntime:
 
     def _stores_for(self, layouts: tuple[Layout, ...]) -> list[KVStore]:
         if self._stores is None or self._stores[0] != layouts:
-            regions = plan_regions(self.schedule, self.rank, layouts)
-            self._stores = (layouts, [KVStore(region) for region in regions])
+            layers = [len(list(stage.get_submodule("layers").children())) for stage in self.parts.stages]
+            self._stores = (layouts, make_stores(plan_regions(self.schedule, self.rank, layouts, layers)))
         return self._stores[1]
 
     def _sizes(self, microbatches: tuple[Microbatch, ...]) -> Sizes:
