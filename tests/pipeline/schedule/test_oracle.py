@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tests.multi.harness import run_ranks
 from tests.pipeline.runtime.tiny import SEED, VOCABULARY, WIDTH, Reference, Tiny, padded
+from thresher.errors import ScheduleError
 from thresher.pipeline.context import SliceContext
 from thresher.pipeline.runtime.groups import make_groups
 from thresher.pipeline.runtime.options import RuntimeOptions
@@ -157,10 +158,10 @@ def actions_of(schedule):
     }
 
 
-def by_us(rank, world, shape):
+def by_us(rank, world, shape, build=BUILD):
     """The same from Thresher's runtime, attention shared wherever it can be."""
     schedule = build_schedule(*shape, exchange=ExchangeRule(forced=True))
-    parts = build_parts(BUILD, schedule.shape, rank, CPU)
+    parts = build_parts(build, schedule.shape, rank, CPU)
     groups = make_groups(schedule, [range(world)], timedelta(seconds=60))
     options = RuntimeOptions(timeout=timedelta(seconds=60), seed=SEED)
     PipelineRuntime(schedule, parts, groups, options).step(padded(shape[2], shape[3]), step=0)
@@ -206,3 +207,9 @@ def test_torch_trains_our_order_like_one_process(outcomes, shape):
 def test_our_runtime_trains_like_torch(outcomes, shape):
     theirs, ours = outcomes[shape]
     assert furthest(ours, theirs) <= 1e-10
+
+
+def test_refuses_to_share_attention_between_chunks_of_different_depth():
+    """Six layers on four stages: two in each chunk 0, one in each chunk 1."""
+    with pytest.raises(ScheduleError, match=r"hold . and . layers and share attention\. Give a number of layers that"):
+        run_ranks(2, by_us, (2, 2, 2, 4), Tiny(layers=6), timeout_s=200)

@@ -8,7 +8,7 @@ from thresher.errors import ScheduleError
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import Transport
-from thresher.pipeline.schedule.ops import Kind, Schedule
+from thresher.pipeline.schedule.ops import Kind, Op, Schedule
 from thresher.pipeline.vocabulary.rows import require_rows
 
 
@@ -20,9 +20,23 @@ def require_same_pipeline(schedule: Schedule, parts: RankParts, transport: Trans
     """
     transport.require_same(digest(schedule), "schedule")
     transport.require_same(digest(parts.width, parts.dtype), "width or dtype of the model")
-    if any(op.kind in (Kind.EXCHANGE_FORWARD, Kind.EXCHANGE_BACKWARD) for ops in schedule.ranks for op in ops):
+    shared = [op for ops in schedule.ranks for op in ops if op.kind in (Kind.EXCHANGE_FORWARD, Kind.EXCHANGE_BACKWARD)]
+    if shared:
         layers = [len(parts.stage(chunk).layers) for chunk in range(schedule.shape.chunks)]
         transport.require_same(digest(layers), "number of layers by chunk, which a context exchange needs")
+        _require_equal_chunks(shared, layers)
+
+
+def _require_equal_chunks(shared: Sequence[Op], layers: Sequence[int]) -> None:
+    """Operations share attention layer by layer, also those of different chunks."""
+    for op in shared:
+        if op.partner is not None and layers[op.chunk] != layers[op.partner[1]]:
+            raise ScheduleError(
+                f"chunks {op.chunk} and {op.partner[1]} hold {layers[op.chunk]} and {layers[op.partner[1]]} layers and "
+                "share attention",
+                where="pipeline.exchange",
+                fix="give a number of layers that stages times chunks divides, or no exchange",
+            )
 
 
 def require_usable(schedule: Schedule, microbatches: Sequence[Microbatch], parts: RankParts) -> None:
