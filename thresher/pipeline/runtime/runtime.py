@@ -188,7 +188,7 @@ class PipelineRuntime:
 
     def _stores_for(self, layouts: tuple[Layout, ...]) -> list[KVStore]:
         if self._stores is None or self._stores[0] != layouts:
-            layers = [len(list(stage.get_submodule("layers").children())) for stage in self.parts.stages]
+            layers = [len(self.parts.stage(chunk).layers) for chunk in range(self.schedule.shape.chunks)]
             self._stores = (layouts, make_stores(plan_regions(self.schedule, self.rank, layouts, layers)))
         return self._stores[1]
 
