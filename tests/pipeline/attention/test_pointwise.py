@@ -121,8 +121,10 @@ def test_only_inputs_are_kept_and_once() -> None:
 
 
 class Sizes(TorchDispatchMode):
-    """Attributes:
-    largest: elements of the largest tensor that an operation made.
+    """Watches every operation.
+
+    Attributes:
+        largest: elements of the largest tensor that an operation made.
     """
 
     largest = 0

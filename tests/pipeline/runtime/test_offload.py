@@ -26,8 +26,10 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Copies(Mover):
-    """Attributes:
-    log: "out" and "back" with numbers of bytes, in order.
+    """Copies on the same device.
+
+    Attributes:
+        log: "out" and "back" with numbers of bytes, in order.
     """
 
     device: torch.device = CPU
