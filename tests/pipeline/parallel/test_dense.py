@@ -2,14 +2,16 @@
 
 import math
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tests.multi.harness import run_ranks
-from tests.pipeline.parallel.twin import Setting, parts_of, reference, train
+from tests.pipeline.parallel.twin import Setting, begin, parts_of, reference, train
 from tests.pipeline.runtime.tiny import Tiny
 from thresher.errors import ConfigError
 from thresher.pipeline.parallel.zero import ZeroStage1
@@ -20,19 +22,19 @@ TABLES = ("embedding.weight", "head.weight")
 
 def trained(rank, world, setting):
     """Weights by global name, with their first row; losses; norms; bytes of optimizer state."""
-    result = train(setting)
-    parts = result.dense.parts
+    run = train(setting)
+    parts = run.dense.parts
     values = {}
     for stage in parts.stages:
         for name, parameter in stage.named_parameters():
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
             values[name] = (whole.detach(), 0)
-    first = row_range(parts.vocabulary, setting.stages, result.dense.mesh.rank)[0] if setting.split else 0
+    first = row_range(parts.vocabulary, setting.stages, run.dense.mesh.rank)[0] if setting.split else 0
     for name in TABLES:
         module = getattr(parts, name.partition(".")[0])
         if module is not None:
             values[name] = (module.weight.detach(), first)
-    return values, result.losses, result.norms, _state_numbers(result.optimizer)
+    return values, run.losses, run.norms, _state_numbers(run.optimizer)
 
 
 def _state_numbers(optimizer):
@@ -90,6 +92,24 @@ def test_deepspeed_shards_optimizer_state_and_trains_alike():
     whole = run_ranks(4, trained, replace(narrow, way="replicated"), timeout_s=100)
     held = [sum(numbers for *_, numbers in results) for results in (zero, whole)]
     assert 0.5 <= held[0] / held[1] < 0.52
+
+
+def late(rank, world):
+    """How long a replica waits in chunk_done for one that comes three seconds later, and whether the sum is right then."""
+    run = begin(Setting("replicated", 1, 1, build=Tiny(layers=1)))
+    gradient = run.dense.parts.stage(0).front.table.grad = torch.full((64, 16), 1.0 + rank, dtype=torch.float64)
+    dist.barrier()
+    start = time.monotonic()
+    time.sleep(3 * rank)
+    run.dense.chunk_done(0)
+    waited = time.monotonic() - start
+    run.dense.finish()
+    assert (gradient == 3).all()
+    return waited
+
+
+def test_replicas_do_not_wait_for_each_other_before_all_chunks_are_done():
+    assert run_ranks(2, late, timeout_s=60)[0] < 1.5
 
 
 def test_deepspeed_is_refused_where_it_would_round_or_is_not_there(monkeypatch):

@@ -1,23 +1,19 @@
 """A checkpoint of one cut of a model loads into any other one, to the last bit, optimizer state included."""
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.multi.harness import run_ranks
-from tests.pipeline.parallel.twin import WAYS, Setting, parts_of, perturb, train
+from tests.pipeline.parallel.twin import Setting, begin, train
 from tests.pipeline.runtime.tiny import Tiny
-from thresher.pipeline.parallel.mesh import make_mesh
 from thresher.pipeline.parallel.state import ModelState, OptimizerState, named
 from thresher.pipeline.vocabulary.rows import row_range
 from thresher.trainer.checkpoint.store import CheckpointStore
 
-LIMIT = timedelta(seconds=60)
 SAVED = Setting("replicated", 2, 1, build=Tiny(layers=4, dtype=torch.float32))
 
 
@@ -26,23 +22,27 @@ def adam(parameters):
 
 
 def saved(rank, world, setting, folder):
-    """Trains, saves, and tells the whole of what this process holds."""
-    result = train(setting, adam)
-    state = {"model": ModelState(result.dense), "optimizer": OptimizerState(result.dense)}
+    """Trains, saves, and tells the whole of what this process holds, and a loss."""
+    run = train(setting, adam)
+    state = {"model": ModelState(run.dense), "optimizer": OptimizerState(run.dense)}
     CheckpointStore(Path(folder), keep=1).save(1, state, {})
-    return held(result.dense)
+    return held(run.dense) | told(run)
 
 
 def loaded(rank, world, setting, folder):
-    """Loads into a model that differs, and tells what this process holds."""
-    mesh = make_mesh(setting.stages, "cpu", LIMIT)
-    _, parts = parts_of(setting, mesh.rank)
-    perturb(parts)
-    dense = WAYS[setting.way](parts, mesh)
-    dense.optimizer(adam)
-    state = {"model": ModelState(dense), "optimizer": OptimizerState(dense)}
+    """Loads into a model that differs and has been used, and tells what this process holds, and a loss."""
+    run = begin(setting, adam)
+    run.step(0)
+    run.evaluated()
+    state = {"model": ModelState(run.dense), "optimizer": OptimizerState(run.dense)}
     assert CheckpointStore(Path(folder), keep=1).restore(state) is not None
-    return held(dense)
+    loss = told(run)
+    return held(run.dense) | loss
+
+
+def told(run):
+    """The loss, among what is held."""
+    return {("loss", ""): (0, torch.tensor(run.evaluated()))}
 
 
 def held(dense):
@@ -77,7 +77,8 @@ def joined(results):
 def compare(before, after):
     assert before.keys() == after.keys()
     for key, value in before.items():
-        assert torch.equal(value, after[key]), key
+        tolerance = 1e-6 if key[0] == "loss" else 0
+        torch.testing.assert_close(value, after[key], rtol=tolerance, atol=0, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize(("tied", "cuts"), [(False, [(1, 3), (2, 2)]), (True, [(1, 2)])])
@@ -111,14 +112,10 @@ def test_a_checkpoint_of_deepspeed_loads_into_replicated_layers_and_back(tmp_pat
 
 def unsaved(rank, world):
     """State before the first step is none, and loads as none into an optimizer that has some."""
-    result = train(SAVED, adam)
-    _, parts = parts_of(SAVED, result.dense.mesh.rank)
-    fresh = WAYS["replicated"](parts, result.dense.mesh)
-    fresh.optimizer(adam)
-    nothing = OptimizerState(fresh).state_dict()
-    assert OptimizerState(result.dense).prepare({}, {}) == nothing == {"state": {}}
-    dist.barrier()
-    return len(result.dense.state())
+    fresh, run = begin(SAVED, adam), train(SAVED, adam)
+    nothing = OptimizerState(fresh.dense).state_dict()
+    assert OptimizerState(run.dense).prepare({}, {}) == nothing == {"state": {}}
+    return len(run.dense.state())
 
 
 def test_parameters_without_state_have_none_after_loading():

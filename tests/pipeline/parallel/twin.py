@@ -61,34 +61,52 @@ def parts_of(setting: Setting, rank: int):
 
 
 @dataclass
-class Trained:
-    losses: list[float]
-    norms: list[float]
+class Run:
+    """One process of a run."""
+
+    setting: Setting
     dense: DenseState
     optimizer: object
+    runtime: PipelineRuntime
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+
+    def step(self, number: int) -> None:
+        mesh = self.dense.mesh
+        given, weight = data(self.setting, mesh.replicas, number)
+        own = given[mesh.replica * self.setting.microbatches :][: self.setting.microbatches]
+        outcome = self.runtime.step(own, total_weight=weight, step=number, chunk_done=self.dense.chunk_done)
+        self.dense.finish()
+        self.losses.append(float(outcome.loss))
+        self.norms.append(clip_gradients(self.dense.gradients(), mesh, self.setting.max_norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def evaluated(self) -> float:
+        """The loss on microbatches that are the same for all replicas."""
+        return float(self.runtime.evaluate(data(self.setting, 1, 0)[0]).loss)
 
 
-def train(setting: Setting, make=make_optimizer) -> Trained:
-    """Several steps on all processes."""
+def begin(setting: Setting, make=make_optimizer) -> Run:
+    """Before the first step; replicas differ until dense state makes them alike."""
     mesh = make_mesh(setting.stages, "cpu", LIMIT)
     schedule, parts = parts_of(setting, mesh.rank)
     if mesh.replica:
         perturb(parts)
-    groups = make_groups(schedule, mesh.pipelines, LIMIT)
+    groups = make_groups(schedule, mesh.pipelines, LIMIT) if setting.stages > 1 else None
     dense = WAYS[setting.way](parts, mesh)
     optimizer = dense.optimizer(make)
     runtime = PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout=LIMIT, seed=SEED))
-    result = Trained([], [], dense, optimizer)
+    return Run(setting, dense, optimizer, runtime)
+
+
+def train(setting: Setting, make=make_optimizer) -> Run:
+    """Several steps on all processes, and evaluations between them."""
+    run = begin(setting, make)
     for step in range(STEPS):
-        given, weight = data(setting, mesh.replicas, step)
-        own = given[mesh.replica * setting.microbatches :][: setting.microbatches]
-        outcome = runtime.step(own, total_weight=weight, step=step, chunk_done=dense.chunk_done)
-        dense.finish()
-        result.losses.append(float(outcome.loss))
-        result.norms.append(clip_gradients(dense.gradients(), mesh, setting.max_norm))
-        optimizer.step()
-        optimizer.zero_grad()
-    return result
+        run.step(step)
+        run.evaluated()
+    return run
 
 
 def perturb(parts: RankParts) -> None:

@@ -49,6 +49,12 @@ class ShardedLayers(TorchState):
                 found.whole.append(gradient)
         return found
 
+    def weights_changed(self) -> None:
+        """See :class:`DenseState`; layers that are still gathered are let go of, as their shards are newer now."""
+        for module in self.parts.stages.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def _reduce(self, chunk: int) -> None:
         stage = self.parts.stage(chunk)
         _let_go(stage)
