@@ -16,6 +16,7 @@ from thresher.zoo.dlrm.model import DlrmConfig
 from thresher.zoo.fm.model import FmConfig
 from thresher.zoo.lr.model import LrConfig
 from thresher.zoo.sasrec.model import SasRecConfig
+from thresher.zoo.transformer.config import TransformerConfig
 
 NORMED = MlpConfig(hidden=(8, 4), activation="dice", batch_norm=True)
 CONFIGS: dict[str, ModelConfig] = {
@@ -27,6 +28,10 @@ CONFIGS: dict[str, ModelConfig] = {
     "din": DinConfig(dim=8, mlp=NORMED),
     "din softmax": DinConfig(dim=8, mlp=NORMED, softmax=True),
     "sasrec": SasRecConfig(dim=8, dropout=0.0),
+    "transformer": TransformerConfig(dim=8, heads=2, layers=1),
+    "transformer pointwise": TransformerConfig(
+        dim=8, heads=2, layers=1, attention="pointwise", loss="bce", negatives=2
+    ),
 }
 every_model = pytest.mark.parametrize("name", list(CONFIGS))
 

@@ -40,6 +40,7 @@ FREE = (
     "data.prefetch",
     "data.max_bad_share",
     "sharding",
+    "pipeline",
     "tiers.storage.ram_gb",
 )
 """Settings that may differ when a run is continued: they do not change what a step computes (the data themselves are
