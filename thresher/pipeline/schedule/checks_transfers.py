@@ -1,4 +1,4 @@
-"""Checks of the transfers of a schedule: each once on both ends, in time, in one order, released once sent."""
+"""Checks of the transfers of a schedule: each once on both ends, in time, in one order, and few at once."""
 
 from bisect import bisect_right
 from collections import defaultdict
