@@ -86,6 +86,9 @@ def test_messages_hold_what_their_payload_says():
     assert sizes.pop(Payload.NORMALISER) == 60
     assert set(sizes.values()) == {60 * 4}
     assert costs.message_bytes(_op(Kind.FORWARD)) == 0
+    moved = replace(costs, traffic=Traffic(key_value=5.0, query=7.0))
+    assert moved.exchange_bytes(Kind.FORWARD, 1, 1) == (30 * 5 + 60 * 7, 60 * 7)
+    assert moved.exchange_bytes(Kind.BACKWARD, 1, 1) == (30 * 5 + 3 * 60 * 7, 30 * 5 + 60 * 7)
 
 
 def test_a_fit_finds_the_term_behind_noisy_samples():

@@ -15,7 +15,7 @@ from thresher.pipeline.simulate.cluster import (
     footprint_of,
     synchronisation_s,
 )
-from thresher.pipeline.simulate.forecast import SCENES, Scene, baselines, best_of, compare, forecast, report
+from thresher.pipeline.simulate.forecast import SCENES, Scene, baselines, compare, fitting, forecast, report
 from thresher.pipeline.simulate.memory import slimpipe_bytes
 
 SMALL = Transformer(layers=8, width=1024, key_width=256, hidden=4096, vocabulary=32_000)
@@ -99,13 +99,16 @@ def test_baselines_use_all_gpus_and_divide_what_must_be_divided():
         assert run.policy == "1f1b" or run.microbatches % run.stages == 0
 
 
-def test_the_best_is_the_fastest_that_fits():
+def test_what_fits_is_ranked_by_time():
     runs = list(baselines(SMALL, RUN))
     gpu = Gpu()
-    found = best_of(SMALL, gpu, runs)
-    tight = best_of(SMALL, replace(gpu, usable_bytes=0.5 * found.peak_bytes), runs)
-    assert tight is None or (tight.peak_bytes <= 0.5 * found.peak_bytes and tight.step_s > found.step_s)
-    assert best_of(SMALL, replace(gpu, usable_bytes=1.0), runs) is None
+    found = fitting(SMALL, gpu, runs)
+    assert len(found) == len(runs)
+    assert [one.step_s for one in found] == sorted(one.step_s for one in found)
+    limit = sorted(one.peak_bytes for one in found)[3]
+    assert {one.run for one in fitting(SMALL, replace(gpu, usable_bytes=limit), runs)} == {
+        one.run for one in found if one.peak_bytes <= limit
+    }
 
 
 def test_the_table_names_rivals_claim_and_assumptions():

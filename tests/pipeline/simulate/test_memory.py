@@ -96,6 +96,16 @@ def test_receive_buffers_are_bounded_by_the_slack():
         assert TOKENS <= memory.most(1, Holding.RECEIVED) <= 2 * (slack + 1) * TOKENS
 
 
+def test_an_activation_is_taken_over_and_a_gradient_is_kept_while_it_is_used():
+    costs = replace(Costs.uniform(4), traffic=Traffic(hidden=1.0))
+    timeline = simulate(build_schedule(2, 1, 1, 4, slack=1), costs)
+    curves = predict_memory(timeline, costs, Footprint(0.0)).curves
+    for rank, kind, least in ((0, Kind.BACKWARD, TOKENS), (1, Kind.FORWARD, 0)):
+        event = [event for event in timeline.events[rank] if event.op.kind is kind][-1]
+        last = [point for point in curves[rank] if point.time <= event.start][-1]
+        assert last.held[Holding.RECEIVED] == least
+
+
 def test_sends_are_held_until_they_are_released():
     costs = replace(Costs.uniform(8), traffic=Traffic(hidden=1.0))
     memory, schedule = _memory(Footprint(0.0), 4, 1, 4, 8, costs=costs)

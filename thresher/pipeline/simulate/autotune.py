@@ -13,8 +13,9 @@ from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.ops import Shape
 from thresher.pipeline.simulate.costs import Costs, causal_pairs, even_layers
+from thresher.pipeline.simulate.link import INSTANT, Wire
 from thresher.pipeline.simulate.memory import Footprint, predict_memory, slimpipe_bytes
-from thresher.pipeline.simulate.simulator import FREE, Wire, simulate
+from thresher.pipeline.simulate.simulator import simulate
 
 NO_EXCHANGE = -1
 
@@ -40,7 +41,7 @@ class Job:
     tokens: int
     costs: Costs
     footprint: Footprint
-    wire: Wire = FREE
+    wire: Wire = INSTANT
     split_head: bool = False
     split_embedding: bool = False
 

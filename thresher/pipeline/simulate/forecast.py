@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from types import MappingProxyType
 
-from thresher.errors import ConfigError, ScheduleError, nearest
+from thresher.errors import ConfigError, nearest
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.simulate.autotune import exchange_rule
 from thresher.pipeline.simulate.cluster import (
@@ -103,17 +103,10 @@ def baselines(model: Transformer, like: Run) -> Iterator[Run]:
                 yield replace(plain, policy="interleaved", chunks=chunks)
 
 
-def best_of(model: Transformer, gpu: Gpu, runs: Iterable[Run]) -> Forecast | None:
-    """The fastest run that fits; None where none does."""
-    found = None
-    for run in runs:
-        try:
-            candidate = forecast(model, gpu, run)
-        except ScheduleError:
-            continue
-        if candidate.peak_bytes <= gpu.usable_bytes and (found is None or candidate.step_s < found.step_s):
-            found = candidate
-    return found
+def fitting(model: Transformer, gpu: Gpu, runs: Iterable[Run]) -> list[Forecast]:
+    """Forecasts of the runs that fit into memory, fastest first."""
+    tried = [forecast(model, gpu, run) for run in runs]
+    return sorted((one for one in tried if one.peak_bytes <= gpu.usable_bytes), key=lambda one: one.step_s)
 
 
 def report(name: str) -> str:
@@ -133,15 +126,15 @@ def compare(scene: Scene, model: Transformer, gpu: Gpu) -> str:
     Baselines with wide context parallelism profit most from the assumption that its communication is hidden, so the
     best one without more of it than SlimPipe has is shown as well.
     """
-    rivals = list(baselines(model, scene.slimpipe))
-    near = [run for run in rivals if run.context <= scene.slimpipe.context]
+    ours, own = scene.slimpipe, scene.slimpipe.context
+    rivals = fitting(model, gpu, baselines(model, ours))
     rows = [
-        ("SlimPipe", forecast(model, gpu, scene.slimpipe)),
-        ("SlimPipe, output layer cut", forecast(model, gpu, replace(scene.slimpipe, split_head=True))),
-        ("SlimPipe, no exchange", forecast(model, gpu, replace(scene.slimpipe, exchange=False))),
-        ("best 1F1B", best_of(model, gpu, (run for run in rivals if run.policy == "1f1b"))),
-        ("best interleaved", best_of(model, gpu, (run for run in rivals if run.policy == "interleaved"))),
-        (f"best of both with c <= {scene.slimpipe.context}", best_of(model, gpu, near)),
+        ("SlimPipe", forecast(model, gpu, ours)),
+        ("SlimPipe, output layer cut", forecast(model, gpu, replace(ours, split_head=True))),
+        ("SlimPipe, no exchange", forecast(model, gpu, replace(ours, exchange=False))),
+        ("best 1F1B", next((one for one in rivals if one.run.policy == "1f1b"), None)),
+        ("best interleaved", next((one for one in rivals if one.run.policy == "interleaved"), None)),
+        (f"best of both with c <= {own}", next((one for one in rivals if one.run.context <= own), None)),
     ]
     return "\n".join([*_table(rows), "", f"The paper: {scene.claim}.", "", *_assumptions(gpu)])
 

@@ -1,6 +1,14 @@
 """How long a message between two ranks of a pipeline takes."""
 
 from dataclasses import dataclass
+from typing import Protocol
+
+
+class Wire(Protocol):
+    """Anything that says how long messages take: :class:`Link`, :class:`Nodes`."""
+
+    def seconds(self, source: int, target: int, size_bytes: float) -> float:
+        """How long ``size_bytes`` are under way from rank ``source`` to rank ``target``."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +46,7 @@ class Nodes:
         """How long ``size_bytes`` are under way from rank ``source`` to rank ``target``."""
         same = source // self.ranks_per_node == target // self.ranks_per_node
         return (self.inside if same else self.across).seconds(source, target, size_bytes)
+
+
+INSTANT = Link()
+"""Messages take no time."""

@@ -10,8 +10,9 @@ from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.graph import EXCHANGES
 from thresher.pipeline.schedule.ops import POLICIES, Kind, Op, Shape
 from thresher.pipeline.simulate.costs import TOKENS, Costs
+from thresher.pipeline.simulate.link import Wire
 from thresher.pipeline.simulate.memory import Footprint, Memory, predict_memory
-from thresher.pipeline.simulate.simulator import Wire, simulate
+from thresher.pipeline.simulate.simulator import simulate
 from thresher.pipeline.simulate.timeline import Timeline
 
 PLAIN = Footprint(activations=1.0)

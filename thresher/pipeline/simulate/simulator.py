@@ -19,27 +19,17 @@ the part that is moved; the giver goes on when it has done its own part and the 
 
 from collections import deque
 from collections.abc import Hashable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from thresher.errors import ScheduleError
 from thresher.pipeline.schedule.graph import Need, needs
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule
 from thresher.pipeline.simulate.costs import Costs
-from thresher.pipeline.simulate.link import Link
+from thresher.pipeline.simulate.link import INSTANT, Wire
 from thresher.pipeline.simulate.timeline import Step, Timeline, Transfer
 
 
-class Wire(Protocol):
-    """Anything that says how long messages take: :class:`Link`, :class:`~thresher.pipeline.simulate.link.Nodes`."""
-
-    def seconds(self, source: int, target: int, size_bytes: float) -> float:
-        """How long ``size_bytes`` are under way from rank ``source`` to rank ``target``."""
-
-
-FREE = Link()
-
-
-def simulate(schedule: Schedule, costs: Costs, wire: Wire = FREE, *, peers_wait: bool = True) -> Timeline:
+def simulate(schedule: Schedule, costs: Costs, wire: Wire = INSTANT, *, peers_wait: bool = True) -> Timeline:
     """When everything in ``schedule`` happens.
 
     Args:
