@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from tests.pipeline.attention.pointwise_case import Line, Queue
 from tests.pipeline.attention.softmax_case import LAYER, Outcome, Step, largest_difference, slimpipe
+from thresher.errors import ConfigError
 from thresher.pipeline.attention import segments, softmax
 from thresher.pipeline.attention.kernels import Plain
 from thresher.pipeline.attention.regions import plan_regions
@@ -209,6 +210,16 @@ def test_layers_do_not_mix() -> None:
     again = context.attend(LAYER, *step.inputs(0, 0, step.layouts[0].bounds[1]))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("heads", [(4, 3), (2, 4)])
+def test_groups_that_do_not_divide_are_refused(heads: tuple[int, int]) -> None:
+    step = Step(padded(2, microbatches=1), heads)
+    message = f"{heads[0]} heads of queries with {heads[1]} of keys and {heads[1]} of values"
+    with pytest.raises(ConfigError, match=message):
+        step.whole()
+    with pytest.raises(ConfigError, match=message):
+        step.sliced()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -47,10 +47,14 @@ class Padded:
     Attributes:
         source: [n, L] int64 token of the slice at each place; padding repeats the piece's last token.
         real: [n, L] bool: no padding.
+        places: [r] int64 places that are real, of n L.
+        tokens: [r] int64 tokens at them.
     """
 
     source: Tensor
     real: Tensor
+    places: Tensor
+    tokens: Tensor
 
     def take(self, x: Tensor) -> Tensor:
         """[n, heads, L, ...], gathered from x [1, heads, T, ...]."""
@@ -63,7 +67,7 @@ class Padded:
 
     def put(self, target: Tensor, x: Tensor) -> None:
         """Writes what is real of x [n, heads, L, ...] to its tokens of target [1, heads, T, ...]."""
-        target[0].index_copy_(1, self.source[self.real], x.transpose(0, 1)[:, self.real])
+        target[0].index_copy_(1, self.tokens, x.transpose(0, 1).flatten(1, 2).index_select(1, self.places))
 
 
 Group = Window | Padded
@@ -85,9 +89,12 @@ def group(segments: tuple[Segment, ...], device: torch.device) -> list[Group]:
 def _pad(pieces: list[Segment], device: torch.device) -> Group:
     if len(pieces) == 1:
         return Window(pieces[0].begin, pieces[0].end)
-    begins, ends = torch.tensor([(piece.begin, piece.end) for piece in pieces], device=device).T.unsqueeze(-1)
-    places = begins + torch.arange(int((ends - begins).max()), device=device)
-    return Padded(places.minimum(ends - 1), places < ends)
+    begins, ends = torch.tensor([(piece.begin, piece.end) for piece in pieces]).T.unsqueeze(-1)
+    source = begins + torch.arange(int((ends - begins).max()))
+    real = source < ends
+    source = source.minimum(ends - 1)
+    indices = (source, real, real.flatten().nonzero().flatten(), source[real])
+    return Padded(*(index.to(device) for index in indices))
 
 
 def causal(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thresher.pipeline.attention import segments
+from thresher.pipeline.attention.groups import require_groups
 from thresher.pipeline.attention.keep import keep, with_rows
 from thresher.pipeline.attention.kernels import Triple, choose, merge
 from thresher.pipeline.attention.port import Arriving
@@ -34,7 +35,11 @@ def sliced_softmax(context: "SlicedContext", layer: int, query: Tensor, key: Ten
         layer: index of the layer in the trunk.
         query: [B, H, T, E].
         key, value: [B, G, T, E].
+
+    Raises:
+        ConfigError: G does not divide H, or there are not as many values as keys.
     """
+    require_groups(query, key, value)
     out: Tensor = _Attention.apply(query, key, value, context, layer)  # type: ignore[no-untyped-call]
     return out
 

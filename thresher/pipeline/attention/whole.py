@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thresher.pipeline.attention.dropout import DropKey, keyed_dropout
+from thresher.pipeline.attention.groups import require_groups
 from thresher.pipeline.attention.pointwise import whole_pointwise
 from thresher.pipeline.context import RelativeBias, SliceContext
 from thresher.pipeline.microbatch import Microbatch
@@ -34,6 +35,7 @@ class WholeContext(SliceContext):
         return torch.cat([self.layout.positions(index, device) for index in range(self.layout.slices)])
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        require_groups(query, key, value)
         edges = [*self.layout.starts, self.layout.tokens]
         lengths = [stop - start for start, stop in pairwise(edges)]
         sequences = zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True)
