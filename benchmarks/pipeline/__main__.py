@@ -36,9 +36,13 @@ def main() -> None:
             results[part] = run(chosen, given.samples, given.minutes * 60)
         else:
             results[part] = {"memory": memory, "alone": alone, "twin": twin}[part].main(chosen)
-    measure.report(
-        "Pipeline", ["part", "figures"], [[part, len(one)] for part, one in results.items()], results, chosen
-    )
+    rows = [[part, name, value] for part, one in results.items() for name, value in one.items() if is_figure(value)]
+    measure.report("Pipeline", ["part", "figure", "value"], rows, results, chosen)
+
+
+def is_figure(value: object) -> bool:
+    """Whether a result is one number."""
+    return isinstance(value, float)
 
 
 if __name__ == "__main__":

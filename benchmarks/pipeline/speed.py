@@ -134,10 +134,8 @@ def main(chosen: measure.Options, samples: Path, limit_s: float) -> dict[str, An
     shown = ("wall_s", "wait_s", "cpu_s", "replay_s", "any_wall_s", "clean", "rounds")
     rows = [[name, *(one[key] for key in shown)] for name, one in found["contestants"].items()]
     measure.show(f"A step, seconds; clean: other than CPU and waiting is below {CLEAN:.0%}", ["", *shown], rows)
-    keys = list(found["even"])
-    measure.show(
-        "Ours is so many times faster", ["slices", *keys], [[n, *found[n].values()] for n in ("even", "uneven")]
-    )
+    ratios = [[key, found["even"][key], found["uneven"][key]] for key in found["even"]]
+    measure.show("Ours is so many times faster", ["", "even slices", "uneven slices"], ratios)
     found["losses"] = curves(made.entries)
     plain = found["losses"]["plain"]
     found["loss_difference"] = max(
