@@ -94,6 +94,24 @@ def test_deepspeed_shards_optimizer_state_and_trains_alike():
     assert 0.5 <= held[0] / held[1] < 0.52
 
 
+def changed(rank, world):
+    """Losses before the shards of gathered layers change, after that, and once that was told."""
+    run = begin(Setting("sharded", 1, 1, build=Tiny(layers=1)))
+    losses = [run.evaluated()]
+    for parameter in run.optimizer.param_groups[0]["params"]:
+        if isinstance(parameter, DTensor):
+            parameter.detach().to_local().mul_(2)
+    losses.append(run.evaluated())
+    run.dense.weights_changed()
+    return [*losses, run.evaluated()]
+
+
+def test_layers_stay_gathered_between_evaluations_until_weights_change():
+    for before, stale, after in run_ranks(2, changed, timeout_s=60):
+        assert before == stale
+        assert abs(after - before) > 1e-3
+
+
 def late(rank, world):
     """How long a replica waits in chunk_done for one that comes three seconds later, and whether the sum is right then."""
     run = begin(Setting("replicated", 1, 1, build=Tiny(layers=1)))
