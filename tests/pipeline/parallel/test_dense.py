@@ -113,7 +113,7 @@ def test_layers_stay_gathered_between_evaluations_until_weights_change():
 
 
 def late(rank, world):
-    """How long a replica waits in chunk_done for one that comes three seconds later, and whether the sum is right then."""
+    """How long a replica waits in chunk_done for one that comes three seconds later; the sum is right all the same."""
     run = begin(Setting("replicated", 1, 1, build=Tiny(layers=1)))
     gradient = run.dense.parts.stage(0).front.table.grad = torch.full((64, 16), 1.0 + rank, dtype=torch.float64)
     dist.barrier()
