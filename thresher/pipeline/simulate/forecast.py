@@ -130,7 +130,6 @@ def compare(scene: Scene, model: Transformer, gpu: Gpu) -> str:
     rivals = fitting(model, gpu, baselines(model, ours))
     rows = [
         ("SlimPipe", forecast(model, gpu, ours)),
-        ("SlimPipe, output layer cut", forecast(model, gpu, replace(ours, split_head=True))),
         ("SlimPipe, no exchange", forecast(model, gpu, replace(ours, exchange=False))),
         ("best 1F1B", next((one for one in rivals if one.run.policy == "1f1b"), None)),
         ("best interleaved", next((one for one in rivals if one.run.policy == "interleaved"), None)),
