@@ -4,6 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.pipeline.vocabulary.cut import Case, assert_equal, by_autograd, make_case, run_cut
 from thresher.pipeline.vocabulary.head import SliceTargets
@@ -95,6 +97,29 @@ def test_gradients_of_slices_add_up():
         partial, kept = head.part(case.hidden, case.targets)
         head.weight_gradient(kept, head.merge([partial], case.targets).normaliser)
     torch.testing.assert_close(head.weight.grad, 2 * _reference(case).weight, rtol=1e-12, atol=1e-12)
+
+
+class _Large(TorchDispatchMode):
+    """Keeps what operations return of at least ``numbers`` numbers."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.kept = numbers, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.kept += [t for t in tree_leaves(found) if torch.is_tensor(t) and t.numel() >= self.numbers]
+        return found
+
+
+@pytest.mark.parametrize(("block_rows", "rows", "buffers"), [(0, 500, 1), (50, 51, 0), (50, 50, 2 * 10)])
+def test_logits_of_a_slice_are_one_buffer_or_a_block_at_a_time(block_rows, rows, buffers):
+    case = make_case(11, 1, 40, 500, 2)
+    head = _make(0.1, block_rows)(nn.Parameter(case.weight), 0, 500)
+    with _Large(40 * rows) as large:
+        partial, kept = head.part(case.hidden, case.targets)
+        head.weight_gradient(kept, head.merge([partial], case.targets).normaliser)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in large.kept}) == buffers
 
 
 def test_autocast_outside_does_not_narrow_the_products():
