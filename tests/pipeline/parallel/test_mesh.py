@@ -1,4 +1,5 @@
 import math
+import time
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from tests.multi.harness import run_ranks
-from thresher.errors import ConfigError
+from thresher.errors import ConfigError, PipelineStalled
 from thresher.pipeline.parallel.clip import clip_gradients
 from thresher.pipeline.parallel.dense import BucketedSum, Gradients
 from thresher.pipeline.parallel.mesh import make_mesh
@@ -53,7 +54,7 @@ def _buckets(mesh):
 
 
 def test_processes_stand_in_pipelines_of_neighbours():
-    found = run_ranks(4, places, timeout_s=60)
+    found = run_ranks(4, places, timeout_s=120)
     assert [place[:2] for place in found] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert {place[2:4] for place in found} == {(2, 2)}
     assert [place[4] for place in found] == [[101, 11], [1010, 11], [101, 1100], [1010, 1100]]
@@ -66,3 +67,23 @@ def test_processes_stand_in_pipelines_of_neighbours():
         assert sharded[0] < 0.5
         assert sums == [[11], [22], [33], [0]]
         assert buckets == [17, 40, 2]
+
+
+def alone(rank, world):
+    """What a replica is told whose peer never comes."""
+    mesh = make_mesh(1, "cpu", timedelta(seconds=1))
+    if rank:
+        time.sleep(3)
+        return ""
+    sums = BucketedSum(mesh.data, 100)
+    sums.start([nn.Parameter(torch.zeros(3))])
+    try:
+        sums.wait()
+    except PipelineStalled as error:
+        return str(error)
+    return ""
+
+
+def test_a_replica_that_never_comes_is_an_error_within_the_limit():
+    told = run_ranks(2, alone, timeout_s=60)[0]
+    assert "rank 0, among ranks [0, 1]: replicas did not sum 12 bytes of gradients" in told

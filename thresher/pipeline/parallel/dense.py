@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from thresher.errors import PipelineStalled
 from thresher.pipeline.parallel.mesh import PipelineMesh
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.vocabulary.arithmetic import gradient_of
@@ -186,9 +187,20 @@ class BucketedSum:
             self._pending.append((work, joined, gradients))
 
     def wait(self) -> None:
-        """Waits for all that was started; gradients are sums then."""
+        """Waits for all that was started; gradients are sums then.
+
+        Raises:
+            PipelineStalled: a replica did not come in time, or is gone.
+        """
         for work, joined, gradients in self._pending:
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise PipelineStalled(
+                    f"replicas did not sum {joined.nbytes:,} bytes of gradients: {error}",
+                    where=f"rank {dist.get_rank()}, among ranks {dist.get_process_group_ranks(self._group)}",
+                    fix="look at what the other replicas report first",
+                ) from error
             for gradient, total in zip(gradients, torch.split(joined, [g.numel() for g in gradients]), strict=True):
                 gradient.copy_(total.view_as(gradient))
         self._pending.clear()
