@@ -1,6 +1,7 @@
 """``python -m thresher.pipeline``: draws what a pipeline schedule does and prints its numbers."""
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -97,19 +98,22 @@ def pipeline(
         _show_cluster(cluster)
         return
     for name, value in (("attention-ratio", attention_ratio), ("latency", latency), ("head", head)):
-        if value < 0:
-            raise ConfigError(f"{value} is below 0", where=f"--{name}", fix="give 0 or more")
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{value} is no cost", where=f"--{name}", fix="give a number from 0 on")
     shape = Shape(stages, chunks, microbatches, slices, slack, policy, split_embedding, split_head, split_backward)
     study = Study(shape, attention_ratio, head=head)
     if exchange is not None:
         study = replace(study, exchange=study.rule(exchange, latency))
     wire = Link(latency_s=latency)
     timeline, memory = study.run(wire)
+    if timeline.schedule.shape != shape:
+        print(f"{policy} does the same work as {describe(timeline.schedule.shape).partition(': ')[2]}")
     _show(timeline, memory, study.whole_bytes)
     if compare:
         _show_comparison(study, wire)
+    title = describe(timeline.schedule.shape)
     for file, text in (
-        (html_file, lambda: html(timeline, memory, study.whole_bytes, describe(shape), in_seconds=False)),
+        (html_file, lambda: html(timeline, memory, study.whole_bytes, title, in_seconds=False)),
         (json_file, lambda: json.dumps(numbers(timeline, memory, study.whole_bytes), indent=1)),
         (trace_file, lambda: json.dumps(trace(timeline, memory))),
         (csv_file, lambda: to_csv(timeline.schedule)),

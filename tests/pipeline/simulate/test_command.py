@@ -36,10 +36,25 @@ def test_all_files_are_written(tmp_path, capsys):
     assert "bubble 4.69% of ideal time: 201 instead of 192" in capsys.readouterr().out
 
 
-def test_every_policy_can_be_shown(capsys):
-    for policy, chunks, slices in (("gpipe", 1, 1), ("1f1b", 1, 1), ("interleaved", 2, 1), ("terapipe", 1, 8)):
-        assert run(["--policy", policy, "--chunks", str(chunks), "--slices", str(slices)]) == 0
-    assert "terapipe: 4 stages, 8 slices, 4 microbatches" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("policy", "bubble", "peaks", "share"),
+    [
+        ("slimpipe", 3 / 64, [22, 20, 18, 16], 22 / 64),
+        ("seq1f1b", 3 / 32, [11, 10, 9, 8], 11 / 32),
+        ("terapipe", 3 / 32, [32] * 4, 1),
+        ("interleaved", 3 / 8, [8, 8, 7, 5], 1),
+        ("1f1b", 3 / 4, [4, 3, 2, 1], 1),
+        ("gpipe", 3 / 4, [4] * 4, 1),
+    ],
+)
+def test_every_policy_does_the_same_work(policy, bubble, peaks, share, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    assert run([*BASIC, "--policy", policy, "--json", str(file)]) == 0
+    written = json.loads(file.read_text())
+    assert (written["bubble"], written["peak_slices"], written["ideal_s"]) == (bubble, peaks, 192)
+    assert max(written["peak_share"]) == share
+    noted = f"{policy} does the same work as 4 stages" in capsys.readouterr().out
+    assert noted == (policy != "slimpipe")
 
 
 def test_policies_are_compared_on_the_same_work(capsys):
@@ -67,10 +82,11 @@ def test_a_policy_that_cannot_do_the_work_says_why(capsys):
     [
         (["--slices", "2"], "2 slices are too few for 4 stages"),
         (["--policy", "slimpip"], "no policy 'slimpip'"),
-        (["--policy", "1f1b"], "does not cut sequences"),
-        (["--attention-ratio", "-1"], "--attention-ratio: -1.0 is below 0"),
-        (["--latency", "-1"], "--latency: -1.0 is below 0"),
-        (["--head", "-2"], "--head: -2.0 is below 0"),
+        (["--attention-ratio", "-1"], "--attention-ratio: -1.0 is no cost"),
+        (["--latency", "inf"], "--latency: inf is no cost"),
+        (["--head", "nan"], "--head: nan is no cost"),
+        (["--exchange", "-1"], "limit is -1"),
+        (["--chunks", "0"], "0 chunks"),
         (["--cluster", "h100-512"], "no cluster 'h100-512'"),
         (["--html", "/nowhere/out.html"], "/nowhere/out.html: No such file or directory"),
     ],

@@ -64,7 +64,8 @@ class Study:
     Time is in units of one forward of one slice through one chunk without attention.
 
     Attributes:
-        shape: of the schedule.
+        shape: of the schedule; its numbers of slices and chunks say how large the work is, also for policies that
+            cannot have them (see :meth:`adapted`).
         attention: mean cost of attention over that of everything else.
         exchange: how attention is shared; None for not at all.
         head: cost of the output layer on a whole microbatch, forward and backward, over that of one layer's forward.
@@ -95,12 +96,18 @@ class Study:
         Raises:
             ScheduleError: there is no such schedule.
         """
-        return self._run(self.shape, self.exchange, wire)
+        return self._run(self.adapted(self.shape.policy), self.exchange, wire)
+
+    def adapted(self, policy: str) -> Shape:
+        """The shape in which ``policy`` does this work: one slice, one deep chunk per rank where it knows of no others."""
+        slices = 1 if policy in ("gpipe", "1f1b", "interleaved") else self.shape.slices
+        chunks = 1 if policy in ("gpipe", "1f1b", "terapipe", "seq1f1b") else self.shape.chunks
+        return replace(self.shape, policy=policy, slices=slices, chunks=chunks)
 
     def compare(self, wire: Wire) -> list[tuple[str, Timeline | str, float]]:
         """The same work by every policy: its name, its timeline (or why there is none), its peak share.
 
-        Policies that do not cut sequences get one slice, those without chunks one deep chunk.
+        Each in the shape that :meth:`adapted` gives it.
         """
         rows: list[tuple[str, Timeline | str, float]] = []
         for name, shape, rule in self._rivals():
@@ -114,9 +121,7 @@ class Study:
 
     def _rivals(self) -> Iterable[tuple[str, Shape, ExchangeRule | None]]:
         for policy in reversed(POLICIES):
-            slices = 1 if policy in ("gpipe", "1f1b", "interleaved") else self.shape.slices
-            chunks = self.shape.chunks if policy in ("slimpipe", "interleaved") else 1
-            yield policy, replace(self.shape, policy=policy, slices=slices, chunks=chunks), None
+            yield policy, self.adapted(policy), None
         if self.attention:
             yield "slimpipe, exchange", replace(self.shape, policy="slimpipe"), self.exchange or self.rule(0, 0.0)
 
