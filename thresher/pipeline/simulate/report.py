@@ -99,7 +99,7 @@ class Study:
         return self._run(self.adapted(self.shape.policy), self.exchange, wire)
 
     def adapted(self, policy: str) -> Shape:
-        """The shape in which ``policy`` does this work: one slice, one deep chunk per rank where it knows of no others."""
+        """The shape in which ``policy`` does this work: one slice, one deep chunk where it knows no others."""
         slices = 1 if policy in ("gpipe", "1f1b", "interleaved") else self.shape.slices
         chunks = 1 if policy in ("gpipe", "1f1b", "terapipe", "seq1f1b") else self.shape.chunks
         return replace(self.shape, policy=policy, slices=slices, chunks=chunks)
