@@ -10,7 +10,7 @@ the giver leaves out the pairs it gives away and waits for the answer; the helpe
 import math
 import statistics
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -81,7 +81,13 @@ class Case:
 
 
 class Sleeper(TrunkLayer):
-    """A layer that sleeps. Its parameter takes part in nothing but the names of gradients."""
+    """A layer that sleeps. Its parameter takes part in nothing but the names of gradients.
+
+    Attributes:
+        pace: how much longer than ``case`` says; 0 for a warm-up.
+    """
+
+    pace = 0.0
 
     def __init__(self, case: Case, index: int) -> None:
         super().__init__()
@@ -96,7 +102,7 @@ class Sleeper(TrunkLayer):
     def rest(self, context: SliceContext, times: float) -> None:
         """Sleeps ``times`` as long as a forward takes."""
         assert isinstance(context, SlicedContext)
-        port, index = context.port, context.index
+        port, index, times = context.port, context.index, times * self.pace
         if port is None:
             _sleep(times * (self.case.linear_s + self.case.seconds(index)))
         elif port.share > 0:
@@ -141,20 +147,29 @@ def _sleep(seconds: float) -> None:
 
 @dataclass
 class Diary:
-    """An observer: seconds in compute operations, waits for messages taken off."""
+    """An observer of one step; times are of a clock that all processes of a machine share.
+
+    Attributes:
+        busy: seconds in compute operations, waits for messages taken off.
+        begin, end: of the first and of the last operation.
+    """
 
     clock: Clock
     busy: float = 0.0
-    _started: tuple[float, float] = field(default=(0.0, 0.0))
+    begin: float = math.inf
+    end: float = 0.0
+    _started: tuple[float, float] = (0.0, 0.0)
 
     def before(self, op: Op) -> None:
         """An operation begins."""
-        self._started = time.perf_counter(), self.clock.waited
+        self._started = time.monotonic(), self.clock.waited
+        self.begin = min(self.begin, self._started[0])
 
     def after(self, op: Op) -> None:
         """An operation is over."""
+        self.end = time.monotonic()
         if op.kind in COMPUTE:
-            self.busy += time.perf_counter() - self._started[0] - (self.clock.waited - self._started[1])
+            self.busy += self.end - self._started[0] - (self.clock.waited - self._started[1])
 
 
 @dataclass(frozen=True)
@@ -170,33 +185,35 @@ def run_case(case: Case, steps: int = 3) -> Found:
     ranks = run_ranks(case.stages, _rank, case, steps, timeout_s=240)
     bubbles = []
     for turn in range(steps):
-        makespan = max(one[turn][0] for one in ranks)
-        bubbles.append(makespan / statistics.mean(one[turn][1] for one in ranks) - 1)
+        diaries = [one[turn] for one in ranks]
+        makespan = max(diary.end for diary in diaries) - min(diary.begin for diary in diaries)
+        bubbles.append(makespan / statistics.mean(diary.busy for diary in diaries) - 1)
     costs = Costs.uniform(case.slices, attention=case.attention)
     return Found(min(bubbles), simulate(case.schedule(), costs).bubble)
 
 
-def _rank(rank: int, world: int, case: Case, steps: int) -> list[tuple[float, float]]:
-    """By step, seconds of this rank and of its operations."""
+def _rank(rank: int, world: int, case: Case, steps: int) -> list[Diary]:
+    """What this rank did, by step."""
     schedule, clock = case.schedule(), Clock()
-    stages = [StageModule(None, [Sleeper(case, schedule.shape.stage(rank, c))], None) for c in range(case.chunks)]
+    sleepers = [Sleeper(case, schedule.shape.stage(rank, chunk)) for chunk in range(case.chunks)]
     head = SoftmaxHead(nn.Parameter(torch.ones(2, 1)), 0, 2) if rank == world - 1 else None
-    parts = RankParts(list(stages), None, head, width=1, vocabulary=2)
+    parts = RankParts([StageModule(None, [one], None) for one in sleepers], None, head, width=1, vocabulary=2)
     timeout = timedelta(seconds=60)
-    diary = Diary(clock)
     groups = make_groups(schedule, [range(world)], timeout)
-    runtime = PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout), diary)
+    runtime = PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout))
     layout = Layout(even_bounds(case.slices, case.slices))
     ones, zeros = torch.ones(1, case.slices), torch.zeros(1, case.slices, dtype=torch.int64)
     microbatches = [Microbatch(layout, ones.unsqueeze(2), zeros, ones) for _ in range(case.microbatches)]
     found = []
     with clock.watching():
         for turn in range(steps + 1):
-            diary.busy = 0.0
+            for sleeper in sleepers:
+                sleeper.pace = min(turn, 1)
+            diary = Diary(clock)
+            runtime.observer = diary
             dist.barrier()
-            start = time.perf_counter()
             runtime.step(microbatches, step=turn)
-            found.append((time.perf_counter() - start, diary.busy))
+            found.append(diary)
     return found[1:]
 
 
