@@ -15,6 +15,7 @@ from thresher.pipeline.parallel.sharded import ShardedLayers
 from thresher.pipeline.parallel.state import ModelState, OptimizerState
 from thresher.pipeline.runtime.groups import make_groups
 from thresher.pipeline.runtime.options import RuntimeOptions
+from thresher.pipeline.runtime.recompute import require_recomputable
 from thresher.pipeline.runtime.runtime import PipelineRuntime
 from thresher.pipeline.runtime.stage import build_parts
 from thresher.sharding.plan import Plan
@@ -120,6 +121,9 @@ def assemble_pipelined(config: RunConfig[Any], world: World, dataset: Dataset) -
     schedule = schedule_of(pipeline, trunk, bounds, attention)
     mesh = make_mesh(pipeline.stages, world.device.type, pipeline.timeout)
     parts = build_parts(trunk, schedule.shape, mesh.rank, world.device)
+    for stage in range(pipeline.chunks):
+        for layer in parts.stage(stage).layers.values():
+            require_recomputable(layer, pipeline.recompute)
     held = {"replicated": Replicated, "sharded": ShardedLayers}[pipeline.dense](parts, mesh)
     optimizer = held.optimizer(lambda parameters: optimizer_of(parameters, config.optim.dense))
     assert isinstance(optimizer, Optimizer)
