@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,13 +27,37 @@ class LiveSlice:
     """What a slice leaves behind in a stage between its forward and its backward.
 
     Attributes:
-        values: [B, T, D] input of the stage, a leaf whose gradient is wanted.
         edge: the end of the stage's graph; the output itself is gone.
+        caught: where the gradient of the stage's input appears.
     """
 
-    values: Tensor
     edge: GradientEdge
+    caught: list[Tensor]
     context: SlicedContext
+
+
+class _Entry(torch.autograd.Function):
+    """Where a stage begins: catches the gradient of its input, which is then no leaf.
+
+    Hooks that move saved tensors to the host leave leaves where they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, anchor: Tensor, caught: list[Tensor]) -> Tensor:
+        ctx.caught = caught
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        ctx.caught.append(gradients[0])
+        return None, None, None
+
+
+def _enter(values: Tensor, caught: list[Tensor]) -> Tensor:
+    """``values`` [B, T, D], whose gradient will be in ``caught``. Needs something that wants a gradient: the anchor."""
+    anchor = torch.empty(0, device=values.device, requires_grad=True)
+    entered: Tensor = _Entry.apply(values, anchor, caught)  # type: ignore[no-untyped-call]
+    return entered
 
 
 @dataclass
@@ -90,11 +115,13 @@ class Step:
             step=self.number,
             training=self.training,
         )
+        caught: list[Tensor] = []
         with self._ported(context), torch.set_grad_enabled(self.training), self._autocast(), self._leaving(op):
-            values.requires_grad_(self.training)
+            if self.training:
+                values = _enter(values, caught)
             output = self.parts.stage(op.chunk)(values, context, self.options.recompute)
         if self.training:
-            self._live[op.microbatch, op.chunk, op.slice] = LiveSlice(values, get_gradient_edge(output), context)
+            self._live[op.microbatch, op.chunk, op.slice] = LiveSlice(get_gradient_edge(output), caught, context)
         elif op.slice == microbatch.layout.slices - 1:
             self.stores[op.chunk].forget(op.microbatch)
         self._hand_on(op, output.detach())
@@ -109,8 +136,8 @@ class Step:
         with self._ported(live.context), later:
             torch.autograd.backward([live.edge], [gradient])
         self.stores[op.chunk].release(op.microbatch, op.slice)
-        assert live.values.grad is not None
-        self._hand_back(op, live.values.grad)
+        (caught,) = live.caught
+        self._hand_back(op, caught)
 
     def weight_backward(self, op: Op) -> None:
         """Gradients of the weight matrices of one slice."""

@@ -1,6 +1,6 @@
 """What one rank holds of a model: its stages, and its rows of the embedding and the output layer."""
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from thresher.errors import ScheduleError
 from thresher.pipeline.context import SliceContext, TrunkBuilder, TrunkLayer
 from thresher.pipeline.runtime.recompute import Recompute, recomputed
 from thresher.pipeline.schedule.ops import Shape
+from thresher.pipeline.simulate.costs import even_layers
 from thresher.pipeline.vocabulary.embedding import SplitEmbedding
 from thresher.pipeline.vocabulary.head import Head
 from thresher.pipeline.vocabulary.rows import row_range
@@ -88,8 +89,7 @@ def layer_ranges(layers: int, stages: int) -> list[range]:
             where="pipeline.stages x pipeline.chunks",
             fix=f"use at most {layers} stages in all, or a deeper model",
         )
-    short, longer = divmod(layers, stages)
-    edges = [stage * short + min(stage, longer) for stage in range(stages + 1)]
+    edges = [0, *accumulate(even_layers(layers, stages))]
     return [range(first, last) for first, last in pairwise(edges)]
 
 
