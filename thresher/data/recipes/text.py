@@ -76,7 +76,7 @@ class Text(FromFiles):
         )
 
     def inputs(self) -> tuple[Path, ...]:
-        return choose_files(self.source, ("*.txt", "*.txt.gz"), "text file")
+        return choose_files(self.source, ("*.txt", "*.txt.gz", "*.md"), "text file")
 
     def chunks(self) -> Iterator[Chunk]:
         for path in self.inputs():
