@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_input import config_cases, data_cases, prepare_cases, run_cases, table_cases
+from tests.bad_input import config_cases, data_cases, pipeline_cases, prepare_cases, run_cases, table_cases
 from tests.bad_input.case import Case
 from thresher.launch.messages import USER_ERROR, tell
 
 CASES: tuple[Case, ...] = (
     *config_cases.CASES,
     *data_cases.CASES,
+    *pipeline_cases.CASES,
     *prepare_cases.CASES,
     *run_cases.CASES,
     *table_cases.CASES,
