@@ -8,10 +8,12 @@ a file are used again only for the same race and the same sources.
 import gc
 import hashlib
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,7 @@ def hold(race: Race) -> Found:
     race.samples.parent.mkdir(parents=True, exist_ok=True)
     known = load(race)
     if not known.agreement or not _is_enough(race, known):
-        run_ranks(race.world, _rank, race, timeout_s=race.limit_s + 900)
+        run_ranks(race.world, _rank, race, os.getpid(), timeout_s=race.limit_s + 900)
     return load(race)
 
 
@@ -153,19 +155,34 @@ def _is_enough(race: Race, found: Found) -> bool:
     return min(clean) >= race.rounds
 
 
-def _rank(rank: int, world: int, race: Race) -> None:
+def _rank(rank: int, world: int, race: Race, owner: int) -> None:
     racers = {e.name: build(e, race.size, rank, world, race.microbatches) for e in race.entries}
     clock, start = Clock(), time.time()
     with clock.watching():
         _agree(racers, race, rank, world)
         ends = time.monotonic() + race.limit_s
-        for number in range(1000):
-            go_on = [rank == 0 and time.monotonic() < ends and not _is_enough(race, load(race))]
-            dist.broadcast_object_list(go_on, 0)
-            if not go_on[0]:
+        for number in count():
+            if not _agreed(time.monotonic() < ends and not _is_enough(race, load(race))):
                 return
             for name, racer in racers.items():
+                if not _agreed(_lives(owner)):
+                    return  # whoever wanted the readings was killed
                 _take(name, racer, race, clock, f"{start:.0f}-{number}", rank, world)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _agreed(goes_on: bool) -> bool:
+    """What rank 0 says. Collective."""
+    said = [goes_on]
+    dist.broadcast_object_list(said, 0)
+    return said[0]
 
 
 def _agree(racers: dict[str, Contestant], race: Race, rank: int, world: int) -> None:

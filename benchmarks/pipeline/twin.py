@@ -197,7 +197,14 @@ def _rank(rank: int, world: int, case: Case, steps: int) -> list[Diary]:
     schedule, clock = case.schedule(), Clock()
     sleepers = [Sleeper(case, schedule.shape.stage(rank, chunk)) for chunk in range(case.chunks)]
     head = SoftmaxHead(nn.Parameter(torch.ones(2, 1)), 0, 2) if rank == world - 1 else None
-    parts = RankParts([StageModule(None, [one], None) for one in sleepers], None, head, width=1, vocabulary=2)
+    parts = RankParts(
+        [StageModule(None, [one], None) for one in sleepers],
+        None,
+        head,
+        width=1,
+        layers=case.stages * case.chunks,
+        vocabulary=2,
+    )
     timeout = timedelta(seconds=60)
     groups = make_groups(schedule, [range(world)], timeout)
     runtime = PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout))
