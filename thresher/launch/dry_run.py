@@ -1,5 +1,6 @@
 """``thresher plan``: what a run would be, from the configuration and the data set's manifest alone."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from thresher.data.dataset import Dataset
 from thresher.embeddings.tables import find_tables
 from thresher.launch.group import check_batches, check_device
 from thresher.launch.preparing import dataset_for
+from thresher.pipeline.runtime.stage import layer_ranges
 from thresher.sharding.check import check_plan
 from thresher.sharding.show import plan_table
 from thresher.trainer.assemble import dynamic_tables, measured, plan_of, total_steps
 from thresher.trainer.config import RunConfig, load_config
+from thresher.trainer.pipelined.schedule import require_plain, schedule_of, slice_bounds
 from thresher.zoo.registry import RunConfig as AnyRunConfig
 
 
@@ -28,6 +31,10 @@ def show_plan(file: Path, overrides: tuple[str, ...]) -> None:
     check_batches(config.train, ranks, config.pipeline)
     device = check_device(config.launch, ranks)
     dataset = dataset_for(config.data.path, config.data.recipe, config.data.options, str(file))
+    if config.pipeline.is_on:
+        line = pipeline_line(config, dataset)
+        Console().print(line, soft_wrap=True)
+        return
     model = config.model.build(dataset.schema, torch.device("meta"))
     raw = dynamic_tables(config, dataset.schema)
     plan = plan_of(config, model, ranks, ranks, device, measured(config, dataset, model), raw)
@@ -39,6 +46,28 @@ def show_plan(file: Path, overrides: tuple[str, ...]) -> None:
     tables = {id(p) for info in find_tables(model) for p in model.get_submodule(info.module).parameters()}
     dense = sum(p.numel() for p in model.parameters() if id(p) not in tables)
     console.print(run_line(config, dataset, dense), soft_wrap=True)
+
+
+def pipeline_line(config: RunConfig[Any], dataset: Dataset) -> str:
+    """Stages and slices of a run in one line.
+
+    Raises:
+        ThresherError: the model or its sequences cannot be cut like that.
+    """
+    require_plain(config)
+    pipeline, model = config.pipeline, config.model
+    length, trunk = model.sequencer(dataset.schema).length, model.trunk(dataset.schema, config.seed)
+    share = model.attention_share(length)
+    bounds = slice_bounds(pipeline, length, share)
+    schedule = schedule_of(pipeline, trunk, bounds, share)
+    layers = [len(each) for each in layer_ranges(trunk.layers, pipeline.stages * pipeline.chunks)]
+    slices = [stop - start for start, stop in pairwise(bounds)]
+    return (
+        f"{config.name}: {config.launch.processes // pipeline.stages} pipeline(s) of {pipeline.stages} ranks x "
+        f"{pipeline.chunks} chunks, layers by stage {layers}; {pipeline.microbatches} microbatches of slices of "
+        f"{slices} tokens; operations by rank {[len(ops) for ops in schedule.ranks]}; "
+        f"{total_steps(config, dataset.split(config.data.train).rows):,} steps of {config.train.batch_size:,} samples"
+    )
 
 
 def run_line(config: RunConfig[Any], dataset: Dataset, dense: int) -> str:
