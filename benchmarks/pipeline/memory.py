@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks import measure
 from benchmarks.pipeline.contestants import Contestant, Entry, Ours, Torchs, build
 from benchmarks.pipeline.model import Part, Size, batch
+from benchmarks.pipeline.speed import uneven_bounds
 from tests.multi.harness import run_ranks
 from thresher.pipeline.layout import even_bounds
 from thresher.pipeline.microbatch import Microbatch
@@ -43,18 +44,20 @@ class Case:
 
 
 def cases(quick: bool) -> list[Case]:
-    """All cases: p = 2 with 4 layers, p = 4 with 8; 8 slices a rank pair, 2 chunks."""
+    """Two ranks with 4 layers and 8 slices, also 6 uneven ones; four with 8 layers and 16 slices; 2 chunks."""
     tokens = 1024 if quick else TOKENS
     two = [(2, 4, 8, m) for m in ((2, 4) if quick else (2, 4, 8))]
     four = [(4, 8, 16, m) for m in ((4,) if quick else (4, 8))]
     found = []
     for world, layers, slices, microbatches in two + four:
         size, bounds = Size(layers=layers, tokens=tokens), even_bounds(tokens, slices)
-        racers = (
+        racers: tuple[Entry, ...] = (
             Entry("1f1b", "1f1b"),
             Entry("interleaved", "interleaved", 2),
             Entry("ours", "ours", 2, bounds),
         )
+        if world == 2:
+            racers += (Entry("ours uneven", "ours", 2, uneven_bounds(tokens, 6)),)
         found += [Case(size, world, microbatches, entry) for entry in racers]
     return found
 
@@ -72,7 +75,7 @@ def run_case(case: Case) -> dict[str, Any]:
         "total": max(share["saved"] + share["receiving"] for share in shares),
         "total_with_accumulators": max(share["saved"] + share["receiving"] + share["accumulators"] for share in shares),
         "off_formula": max(abs(share["saved"] / wanted - 1) for share, wanted in zip(shares, formula, strict=True))
-        if case.entry.kind == "ours"
+        if case.entry.name == "ours"
         else None,
     }
 
@@ -125,12 +128,15 @@ def main(chosen: measure.Options) -> dict[str, Any]:
 
 def _summary(found: dict[tuple[int, int, str], dict[str, Any]]) -> dict[str, Any]:
     ours = {(p, m): one for (p, m, name), one in found.items() if name == "ours"}
+    uneven = {m: one["total"] for (_, m, name), one in found.items() if name == "ours uneven"}
     results: dict[str, Any] = {"off_formula": max(one["off_formula"] for one in ours.values())}
     for (p, m), one in ours.items():
         for other in ("1f1b", "interleaved"):
             theirs = found[p, m, other]
             results[f"below_{other}_p{p}_m{m}"] = theirs["total"] / one["total"]
             results[f"below_{other}_with_accumulators_p{p}_m{m}"] = theirs["total"] / one["total_with_accumulators"]
+    for m, total in uneven.items():
+        results[f"uneven_below_1f1b_p2_m{m}"] = found[2, m, "1f1b"]["total"] / total
     for p in {p for p, _ in ours}:
         totals = {m: ours[p, m]["total"] for q, m in ours if q == p}
         results[f"growth_p{p}"] = totals[max(totals)] / totals[min(totals)]

@@ -20,11 +20,12 @@ from benchmarks import measure
 from benchmarks.pipeline.contestants import Entry, Ours
 from benchmarks.pipeline.model import Size, batch
 from benchmarks.pipeline.race import Found, Race, code, hold
+from benchmarks.pipeline.speed import uneven_bounds
 from tests.multi.harness import run_ranks
 from thresher.pipeline.layout import even_bounds
 from thresher.pipeline.runtime.stage import layer_ranges
 from thresher.pipeline.schedule.ops import Kind
-from thresher.pipeline.simulate.costs import Costs, Sample, Term, Traffic, balanced_bounds
+from thresher.pipeline.simulate.costs import Costs, Sample, Term, Traffic
 from thresher.pipeline.simulate.link import Link
 from thresher.pipeline.simulate.simulator import simulate
 
@@ -35,7 +36,7 @@ MEGABYTE = 1 << 20
 def races(quick: bool, samples: Path, limit_s: float) -> list[Race]:
     """Six settings: four of two microbatches, two of four."""
     tokens = 2048 if quick else 8192
-    uneven = balanced_bounds(tokens, 6, Term(per_token=1.0, per_pair=4 / tokens), multiple=64)
+    uneven = uneven_bounds(tokens, 6)
     two = {"n4 v1": (1, even_bounds(tokens, 4)), "n8 v1": (1, even_bounds(tokens, 8))}
     two |= {"n8 v2": (2, even_bounds(tokens, 8)), "n6 v2 uneven": (2, uneven)}
     four = {"n4 v2 m4": (2, even_bounds(tokens, 4)), "n8 v2 m4": (2, even_bounds(tokens, 8))}
