@@ -14,6 +14,7 @@ from thresher.data.prepare import prepare
 from thresher.data.recipes.text import Text
 from thresher.data.recipes.user_item import UserItem
 from thresher.errors import ConfigError, ScheduleError
+from thresher.launch.dry_run import pipeline_line
 from thresher.trainer.assemble import assemble
 from thresher.trainer.config import apply_override
 from thresher.trainer.run import evaluate, restore, train
@@ -213,6 +214,15 @@ def test_a_tied_model_must_be_split_over_its_stages(text, tmp_path):
     job = Job(tmp_path, text, {"pipeline": CUT, "model.tied": True})
     with pytest.raises(ScheduleError, match="tied to the embedding, but they are on different ranks"):
         run_ranks(2, refused, job, timeout_s=DEADLINE_S)
+
+
+def test_a_plan_shows_stages_and_slices(text, tmp_path):
+    job = Job(tmp_path, text, {"pipeline": {**CUT, "chunks": 1, "slices": 7}})
+    line = pipeline_line(job.config(2), Dataset.open(text))
+    assert "1 pipeline(s) of 2 ranks x 1 chunks, layers by stage [2, 2]" in line
+    assert "2 microbatches of slices of [5, 5, 4, 4, 4, 4, 4] tokens" in line
+    with pytest.raises(ScheduleError, match="4 layers cannot fill 6 stages"):
+        pipeline_line(Job(tmp_path, text, {"pipeline": {**CUT, "chunks": 3}}).config(2), Dataset.open(text))
 
 
 def mismatched(rank: int, world: int, job: Job) -> None:
