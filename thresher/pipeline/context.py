@@ -41,7 +41,7 @@ class SliceContext(ABC):
         """Causal softmax attention over the slice and all earlier tokens of its sequences.
 
         Args:
-            layer: index of the layer in the trunk.
+            layer: index of the layer in the trunk; a layer attends once.
             query: [B, H, T, E], rotated already where positions are rotary.
             key, value: [B, G, T, E] of this slice alone; G divides H (grouped queries).
 

@@ -70,6 +70,7 @@ def test_a_layer_of_a_trunk_equals_the_whole(layout: Layout, again: bool) -> Non
     gradients = torch.autograd.grad(expected, (values, weight), dout)
     outs = [trunk(context.microbatch.cut(values, context.index), context) for context in cut]
     for context, out in reversed(list(zip(cut, outs, strict=True))):
+        context.again()
         out.backward(context.microbatch.cut(dout, context.index))
         store.release(0, context.index)
     store.require_empty()

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from tests.multi.harness import run_ranks
 from tests.pipeline.runtime.test_equality import CPU, global_names
-from tests.pipeline.runtime.tiny import SEED, Tiny, padded
+from tests.pipeline.runtime.tiny import SEED, Layer, Tiny, padded
 from thresher.errors import BadIds, ConfigError, PipelineStalled, ScheduleError
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.runtime.groups import make_groups
@@ -62,13 +62,15 @@ class Nap(Death):
             time.sleep(LIMIT_S + 3)
 
 
-def made(rank, world, observer=None, limit_s=60, build=None, **settings):
+def made(rank, world, observer=None, limit_s=60, build=None, options=None, **settings):
     chosen = {"stages": world, "chunks": 2, "microbatches": 2, "slices": 4, "split_head": True} | settings
     schedule = build_schedule(**chosen)
     parts = build_parts(build or Tiny(), schedule.shape, rank, CPU)
     limit = timedelta(seconds=limit_s)
     groups = make_groups(schedule, [range(world)], limit) if world > 1 else None
-    return PipelineRuntime(schedule, parts, groups, RuntimeOptions(timeout=limit, seed=SEED), observer)
+    return PipelineRuntime(
+        schedule, parts, groups, RuntimeOptions(**{"timeout": limit, "seed": SEED} | (options or {})), observer
+    )
 
 
 def delayed(rank, world, seeds):
@@ -108,7 +110,7 @@ def survivors(rank, world, fault, folder):
 
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.BACKWARD, Kind.SEND])
 def test_every_other_rank_names_what_a_killed_rank_owes(kind, tmp_path):
-    with pytest.raises(Exception, match=r"ended without a result|Stalled"):
+    with pytest.raises(Exception, match=r"ended without a result|Stalled|by peer"):
         run_ranks(3, survivors, Death(kind, 3), tmp_path, timeout_s=60)
     for rank in (0, 2):
         for _ in range(50):
@@ -142,7 +144,13 @@ def mismatched(rank, world, settings, build):
     ("settings", "build", "told"),
     [
         (({}, {"slack": 1}), (Tiny(), Tiny()), "have another schedule than rank 0"),
-        (({}, {}), (Tiny(), Tiny(dtype=torch.float32)), "have another width or dtype of the model than rank 0"),
+        (({}, {}), (Tiny(), Tiny(dtype=torch.float32)), "have another width, depth, vocabulary or dtype of the model"),
+        (({}, {}), (Tiny(), Tiny(layers=9)), "have another width, depth, vocabulary or dtype of the model"),
+        (({}, {}), (Tiny(), Tiny(vocabulary=24)), "have another width, depth, vocabulary or dtype of the model"),
+        (({"split_embedding": True},) * 2, (Tiny(), Tiny(tied=True)), "have another output layer"),
+        (({"options": {"recompute": "full"}}, {}), (Tiny(), Tiny()), "have another recompute, autocast or seed"),
+        (({"options": {"autocast": torch.bfloat16}}, {}), (Tiny(), Tiny()), "have another recompute, autocast or seed"),
+        (({"options": {"seed": 1}}, {}), (Tiny(), Tiny()), "have another recompute, autocast or seed"),
     ],
 )
 def test_ranks_that_differ_are_refused_before_the_first_step(settings, build, told):
@@ -151,18 +159,21 @@ def test_ranks_that_differ_are_refused_before_the_first_step(settings, build, to
         assert told in message
 
 
-def other_layouts(rank, world):
-    runtime = made(rank, world, None, 20)
-    try:
-        runtime.step(padded(2, 4, tokens=24 + 4 * rank))
-    except ScheduleError as error:
-        return str(error)
-    return ""
+def other_microbatches(rank, world):
+    runtime, told = made(rank, world, None, 20), []
+    tokens = [replace(m, inputs=(m.inputs + rank) % 7) for m in padded(2, 4)]
+    for given in (padded(2, 4, tokens=24 + 4 * rank), tokens):
+        try:
+            runtime.step(given)
+        except ScheduleError as error:
+            told.append(str(error))
+    return told
 
 
 def test_ranks_with_other_microbatches_are_refused():
-    for message in run_ranks(2, other_layouts, timeout_s=60):
-        assert "ranks 1 have another layout" in message
+    for told in run_ranks(2, other_microbatches, timeout_s=60):
+        assert len(told) == 2
+        assert all("ranks 1 have another layout, tokens" in message for message in told)
 
 
 def single(**settings):
@@ -184,6 +195,43 @@ def single(**settings):
 def test_microbatches_that_do_not_fit_are_refused(given, told):
     with pytest.raises(ScheduleError, match=told):
         single().step(given(padded(2, 4)))
+
+
+class Failure(Death):
+    """Raises there instead."""
+
+    def before(self, op):
+        self.left -= op.kind is self.kind
+        if self.left == 0:
+            raise KeyError("no such thing")
+
+
+def test_a_step_that_failed_is_the_last():
+    runtime = single(observer=Failure(Kind.BACKWARD, 2))
+    with pytest.raises(ScheduleError):
+        runtime.step(padded(1, 4))  # refused before anything ran: this one does not count
+    with pytest.raises(KeyError):
+        runtime.step(padded(2, 4))
+    for again in (runtime.step, runtime.evaluate):
+        with pytest.raises(ScheduleError, match="an earlier step ended with an error"):
+            again(padded(2, 4))
+
+
+class Twice(Layer):
+    def forward(self, values, context):
+        return super().forward(super().forward(values, context), context)
+
+
+@dataclass(frozen=True)
+class Doubled(Tiny):
+    def layer(self, index):
+        return self._seeded(index, lambda: Twice(index, self.pointwise, self.drop))
+
+
+@pytest.mark.parametrize("pointwise", [False, True])
+def test_a_layer_that_attends_twice_is_refused(pointwise):
+    with pytest.raises(ConfigError, match="layer 0 attends twice"):
+        single(build=Doubled(pointwise=pointwise)).step(padded(2, 4))
 
 
 def test_ids_outside_the_vocabulary_are_refused():
@@ -221,6 +269,21 @@ def test_nothing_is_left_after_a_step():
     for live in run_ranks(2, many_steps, 4, timeout_s=60):
         assert all(left == 0 for left, _ in live)
         assert live[0][1] == live[-1][1] > 0
+
+
+def evaluations(rank, world, counts):
+    """The most bytes on their way out at once."""
+    peaks = []
+    for count in counts:
+        runtime = made(rank, world, microbatches=count)
+        runtime.evaluate(padded(count, 4))
+        peaks.append(runtime.ledger.peaks["sending"])
+    return peaks
+
+
+def test_an_evaluation_of_more_microbatches_holds_no_more():
+    for few, many in run_ranks(2, evaluations, (2, 8), timeout_s=60):
+        assert 0 < many <= 1.2 * few
 
 
 def test_offload_is_refused_where_memory_is_the_hosts_already():

@@ -74,10 +74,12 @@ class Run:
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast), meter:
                 for layer in self.layers:
                     values = recomputed(layer, values, context, kind)
-            outs.append(values)
+            outs.append((values, context))
         self.bytes = meter.peak_bytes
         for index in reversed(range(SLICES)):
-            self._backward(outs.pop(), index, waits)
+            values, context = outs.pop()
+            context.again()
+            self._backward(values, index, waits)
             store.release(0, index)
         assert meter.live_bytes == 0
         self.gradients = [whole.grad, *(p.grad for p in self.layers.parameters())]

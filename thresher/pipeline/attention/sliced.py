@@ -5,6 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from thresher.errors import ConfigError
 from thresher.pipeline.attention.dropout import DropKey, keyed_dropout
 from thresher.pipeline.attention.pointwise import sliced_pointwise
 from thresher.pipeline.attention.port import Port
@@ -42,6 +43,7 @@ class SlicedContext(SliceContext):
         self.layout = microbatch.layout
         self.port = None
         self._pieces: dict[torch.device, list[Group]] = {}
+        self._attended: set[int] = set()
 
     @cached_property
     def positions(self) -> Tensor:
@@ -53,13 +55,27 @@ class SlicedContext(SliceContext):
             self._pieces[device] = group(self.layout.segments(self.index), device)
         return self._pieces[device]
 
+    def again(self) -> None:
+        """To be called before the backward: what it recomputes attends once more."""
+        self._attended.clear()
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self._enter(layer)
         return sliced_softmax(self, layer, *cast_inputs(query, key, value))
 
     def attend_pointwise(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None
     ) -> Tensor:
+        self._enter(layer)
         return sliced_pointwise(self, layer, *cast_inputs(query, key, value), bias)
+
+    def _enter(self, layer: int) -> None:
+        """Refuses a second attention under one index: its keys and values would take the place of the first's."""
+        if layer in self._attended:
+            raise ConfigError(
+                f"layer {layer} attends twice", where="pipeline", fix="give each attention an index of its own"
+            )
+        self._attended.add(layer)
 
     def drop(self, values: Tensor, share: float, layer: int, site: int = 0) -> Tensor:
         if not self.training:

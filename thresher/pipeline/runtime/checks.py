@@ -6,25 +6,37 @@ from itertools import pairwise
 
 from thresher.errors import ScheduleError
 from thresher.pipeline.microbatch import Microbatch
+from thresher.pipeline.runtime.options import RuntimeOptions
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import Transport
 from thresher.pipeline.schedule.ops import Kind, Op, Schedule
 from thresher.pipeline.vocabulary.rows import require_rows
 
 
-def require_same_pipeline(schedule: Schedule, parts: RankParts, transport: Transport) -> None:
-    """Refuses ranks that run different schedules or hold parts that do not fit together. Collective.
+def require_same_pipeline(schedule: Schedule, parts: RankParts, options: RuntimeOptions, transport: Transport) -> None:
+    """Refuses ranks that run different schedules, or in another way, or hold parts of different models. Collective.
 
     Raises:
         ScheduleError: names the ranks that differ.
     """
     transport.require_same(digest(schedule), "schedule")
-    transport.require_same(digest(parts.width, parts.dtype), "width or dtype of the model")
+    transport.require_same(digest(options.recompute, options.autocast, options.seed), "recompute, autocast or seed")
+    sizes = (parts.width, parts.layers, parts.vocabulary, parts.dtype)
+    transport.require_same(digest(*sizes), "width, depth, vocabulary or dtype of the model")
+    if schedule.shape.split_head:
+        transport.require_same(digest(*_output(parts)), "output layer")
     shared = [op for ops in schedule.ranks for op in ops if op.kind in (Kind.EXCHANGE_FORWARD, Kind.EXCHANGE_BACKWARD)]
     if shared:
         layers = [len(parts.stage(chunk).layers) for chunk in range(schedule.shape.chunks)]
         transport.require_same(digest(layers), "number of layers by chunk, which a context exchange needs")
         _require_equal_chunks(shared, layers)
+
+
+def _output(parts: RankParts) -> tuple[object, ...]:
+    """What the parts of a cut output layer have in common."""
+    assert parts.head is not None
+    is_tied = parts.embedding is not None and parts.embedding.weight is parts.head.weight
+    return type(parts.head).__qualname__, parts.head.statistics, is_tied
 
 
 def _require_equal_chunks(shared: Sequence[Op], layers: Sequence[int]) -> None:
@@ -111,6 +123,12 @@ def _require_shapes(microbatch: Microbatch, parts: RankParts, where: str) -> Non
                 where=where,
                 fix="give every tensor the layout's rows and tokens",
             )
+
+
+def checksums(microbatches: Sequence[Microbatch]) -> list[int]:
+    """Sums of ids, targets and times by microbatch: different, but for chance, where the tokens are."""
+    given = [(None if m.are_vectors else m.inputs, m.targets, m.times) for m in microbatches]
+    return [int(values.sum()) for tensors in given for values in tensors if values is not None]
 
 
 def digest(*facts: object) -> int:

@@ -133,6 +133,7 @@ class Step:
             self.offloader.before_backward(op)
         gradient = self._output_gradient(op)
         later = nullcontext() if op.kind is Kind.BACKWARD else self.queues[op.chunk].collect((op.microbatch, op.slice))
+        live.context.again()
         with self._ported(live.context), later:
             torch.autograd.backward([live.edge], [gradient])
         self.stores[op.chunk].release(op.microbatch, op.slice)

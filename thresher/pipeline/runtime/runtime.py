@@ -7,11 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from thresher.errors import ScheduleError
 from thresher.pipeline.attention.regions import plan_regions
 from thresher.pipeline.attention.store import KVStore, make_stores
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.microbatch import Microbatch
-from thresher.pipeline.runtime.checks import digest, require_same_pipeline, require_usable
+from thresher.pipeline.runtime.checks import checksums, digest, require_same_pipeline, require_usable
 from thresher.pipeline.runtime.execution import Step
 from thresher.pipeline.runtime.groups import Groups
 from thresher.pipeline.runtime.ledger import Ledger
@@ -21,6 +22,7 @@ from thresher.pipeline.runtime.options import RuntimeOptions
 from thresher.pipeline.runtime.stage import RankParts
 from thresher.pipeline.runtime.transport import Transport
 from thresher.pipeline.runtime.weights import WeightQueue, attach_queue
+from thresher.pipeline.schedule.graph import TRANSFERS
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule
 from thresher.pipeline.schedule.validate import validate
 
@@ -62,7 +64,7 @@ class PipelineRuntime:
         observer: told of every operation.
 
     Raises:
-        ScheduleError: the schedule is not valid, or other ranks run another one or other parts.
+        ScheduleError: the schedule is not valid, or other ranks run another one, other parts or with other options.
     """
 
     def __init__(
@@ -89,7 +91,8 @@ class PipelineRuntime:
         )
         self._chunk_ends = _chunk_ends(self._ops)
         self._stores: tuple[tuple[Layout, ...], list[KVStore]] | None = None
-        require_same_pipeline(schedule, parts, self._transport)
+        self._is_torn = False
+        require_same_pipeline(schedule, parts, self.options, self._transport)
 
     def step(
         self,
@@ -108,7 +111,8 @@ class PipelineRuntime:
             chunk_done: called with a chunk when its gradients are complete.
 
         Raises:
-            ScheduleError: the microbatches do not fit the schedule, or other ranks were given other ones.
+            ScheduleError: the microbatches do not fit the schedule, other ranks were given other ones, or an earlier
+                step ended with an error.
             PipelineStalled: a message did not come in time.
         """
         run = self._begin(microbatches, total_weight, step, training=True, keep_hidden=False)
@@ -144,12 +148,15 @@ class PipelineRuntime:
         self, given: Sequence[Microbatch], total_weight: float | None, number: int, training: bool, keep_hidden: bool
     ) -> Step:
         microbatches = tuple(given)
+        self._require_whole()
         require_usable(self.schedule, microbatches, self.parts)
         layouts = tuple(microbatch.layout for microbatch in microbatches)
         weight = float(sum(m.weights.sum() for m in microbatches)) if total_weight is None else total_weight
         self._transport.now = "the beginning of a step"
-        self._transport.require_same(digest(layouts, weight, number, training), "layout, weight or number of the step")
+        facts = digest(layouts, checksums(microbatches), weight, number, training)
+        self._transport.require_same(facts, "layout, tokens, weight or number of the step")
         self.parts.train(training)
+        self._is_torn = True
         return Step(
             shape=self.schedule.shape,
             rank=self.rank,
@@ -168,6 +175,15 @@ class PipelineRuntime:
             loss=torch.zeros((), dtype=torch.promote_types(self.parts.dtype, torch.float32), device=self.device),
         )
 
+    def _require_whole(self) -> None:
+        """Refuses to go on after a step that ended early: slices and messages of it are still around."""
+        if self._is_torn:
+            raise ScheduleError(
+                "an earlier step ended with an error",
+                where="pipeline",
+                fix="make a new runtime, with new groups, and load the last checkpoint",
+            )
+
     def _run(self, run: Step, op: Op) -> None:
         if self.observer is not None:
             self.observer.before(op)
@@ -183,6 +199,7 @@ class PipelineRuntime:
             store.require_empty()
         self._transport.now = "the end of a step"
         self._transport.share(run.loss, self.schedule.shape.stages - 1)
+        self._is_torn = False
         gradients = tuple(run.input_gradients[number] for number in sorted(run.input_gradients))
         return StepOutcome(run.loss, gradients, _joined(run))
 
@@ -212,7 +229,7 @@ def _queues(schedule: Schedule, parts: RankParts) -> list[WeightQueue]:
 
 
 def _is_forward(op: Op) -> bool:
-    if op.kind in (Kind.SEND, Kind.RECEIVE):
+    if op.kind in TRANSFERS:
         return op.payload in FORWARD_PAYLOADS
     return op.kind in FORWARD_KINDS
 

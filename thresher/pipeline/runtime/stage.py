@@ -49,6 +49,7 @@ class RankParts(nn.Module):
         embedding: its rows of the input embedding; None where it has none.
         head: its rows of the output layer; None where it has none.
         width: of hidden states, D.
+        layers: of the whole model, L.
         vocabulary: rows of the whole embedding and of the whole output layer, V.
     """
 
@@ -58,12 +59,13 @@ class RankParts(nn.Module):
         embedding: SplitEmbedding | None,
         head: Head | None,
         width: int,
+        layers: int,
         vocabulary: int,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
         self.embedding, self.head = embedding, head
-        self.width, self.vocabulary = width, vocabulary
+        self.width, self.layers, self.vocabulary = width, layers, vocabulary
 
     def stage(self, chunk: int) -> StageModule:
         """The stage that is ``chunk`` of this rank."""
@@ -104,7 +106,7 @@ def build_parts(builder: TrunkBuilder, shape: Shape, rank: int, device: torch.de
     stages = [_stage(builder, ranges, shape, shape.stage(rank, chunk)).to(device) for chunk in range(shape.chunks)]
     embedding = _embedding(builder, shape, rank, device)
     head = _head(builder, shape, rank, device, embedding)
-    return RankParts(stages, embedding, head, builder.width, builder.vocabulary)
+    return RankParts(stages, embedding, head, builder.width, builder.layers, builder.vocabulary)
 
 
 def _stage(builder: TrunkBuilder, ranges: list[range], shape: Shape, stage: int) -> StageModule:
