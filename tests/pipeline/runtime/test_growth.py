@@ -8,6 +8,9 @@ import pytest
 from benchmarks.pipeline.contestants import Entry, Ours
 from benchmarks.pipeline.model import Size, batch
 from tests.multi.harness import run_ranks
+from tests.pipeline.runtime.test_equality import FORCED
+from tests.pipeline.runtime.test_faults import made
+from tests.pipeline.runtime.tiny import Tiny, padded
 from thresher.pipeline.layout import even_bounds
 
 STEPS, SETTLED = 100, 20
@@ -42,3 +45,22 @@ def test_a_hundred_steps_leave_nothing_behind():
     for grown, left in run_ranks(2, growth, timeout_s=200):
         assert left == 0
         assert grown < LIMIT_BYTES
+
+
+def cycles(rank, world):
+    """Objects that steps with an exchange left for the garbage collector to find."""
+    found = []
+    for pointwise in (False, True):
+        runtime = made(rank, world, build=Tiny(pointwise=pointwise), exchange=FORCED)
+        runtime.step(padded(2, 4))
+        gc.collect()
+        gc.disable()
+        runtime.step(padded(2, 4))
+        found.append(gc.collect())
+        gc.enable()
+    return found
+
+
+def test_shared_attention_leaves_no_cycles():
+    for found in run_ranks(2, cycles, timeout_s=60):
+        assert found == [0, 0]

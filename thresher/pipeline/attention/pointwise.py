@@ -205,7 +205,9 @@ class _Shared:
     """
 
     def __init__(self, deal: Deal, work: _Work, query: Tensor, bias: RelativeBias | None) -> None:
-        self.deal, self.work, self.device = deal, work, query.device
+        self.deal, self.device = deal, query.device
+        self.store, self.layer, self.number = work.store, work.layer, work.number
+        self.biases = work.biases
         self.tables = [] if bias is None else [x.detach() for x in (bias.by_position, bias.by_time) if x is not None]
         _, heads, _, width = query.shape
         self.key = ((deal.batch, heads, len(deal.tokens), width), query.dtype)
@@ -232,7 +234,7 @@ class _Shared:
         if not self.deal.gives:
             return self._receive(self.key, self.key, self.query, self.query, *map(_spec, self.tables))
         self._send(*self._moved(), query, dout, *self.tables)
-        return self._receive(self.query, self.key, self.key, *map(_spec, self.work.biases.gradients))
+        return self._receive(self.query, self.key, self.key, *map(_spec, self.biases.gradients))
 
     def finish_backward(self, arriving: Arriving, dq: Tensor) -> None:
         """Adds what the helper found to ``dq``, the store and the tables; or computes it for the giver and sends it."""
@@ -244,8 +246,8 @@ class _Shared:
             return
         found_dq, dk, dv, *of_tables = arriving.wait()
         dq.add_(found_dq)
-        self.work.store.add_tokens(self.work.layer, self.work.number, self.deal.tokens, (dk, dv))
-        for total, gradient in zip(self.work.biases.gradients, of_tables, strict=True):
+        self.store.add_tokens(self.layer, self.number, self.deal.tokens, (dk, dv))
+        for total, gradient in zip(self.biases.gradients, of_tables, strict=True):
             total.add_(gradient)
 
     @property
@@ -261,7 +263,7 @@ class _Shared:
         return _rectangles(Biases(bias, partner.times, query), partner.layout, query)
 
     def _moved(self) -> Pair:
-        return self.work.store.gather(self.work.layer, self.work.number, self.deal.tokens)
+        return self.store.gather(self.layer, self.number, self.deal.tokens)
 
     def _send(self, *tensors: Tensor) -> None:
         self.deal.port.send([x.contiguous() for x in tensors])

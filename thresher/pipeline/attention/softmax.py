@@ -110,7 +110,9 @@ class _Shared:
     """The exchange of one call, from the side of the giver or of the helper (see :mod:`port`)."""
 
     def __init__(self, deal: Deal, work: _Work, query: Tensor, groups: int) -> None:
-        self.deal, self.work, self.device = deal, work, query.device
+        self.deal, self.device = deal, query.device
+        self.store, self.layer, self.number = work.store, work.layer, work.number
+        self.kernels, self.scale = work.kernels, work.scale
         _, heads, _, width = query.shape
         keys, queries = (deal.batch, groups, len(deal.tokens), width), (deal.batch, heads, deal.queries, width)
         self.key, self.query = (keys, query.dtype), (queries, query.dtype)
@@ -130,7 +132,7 @@ class _Shared:
             merge(out, lse, other, other_lse)
         else:
             key, value, query = arriving.wait()
-            self._send(*self.work.kernels.flash(query, key, value, False, self.work.scale))
+            self._send(*self.kernels.flash(query, key, value, False, self.scale))
 
     def start_backward(self, dout: Tensor, query: Tensor, out: Tensor, lse: Tensor) -> Arriving:
         """As :meth:`start_forward`."""
@@ -145,13 +147,13 @@ class _Shared:
         if self.deal.gives:
             found, dk, dv = arriving.wait()
             dq.add_(found)
-            self.work.store.add_tokens(self.work.layer, self.work.number, self.deal.tokens, (dk, dv))
+            self.store.add_tokens(self.layer, self.number, self.deal.tokens, (dk, dv))
         else:
             key, value, query, out, lse, dout = arriving.wait()
-            self._send(*self.work.kernels.backward(dout, query, key, value, out, lse, False, self.work.scale))
+            self._send(*self.kernels.backward(dout, query, key, value, out, lse, False, self.scale))
 
     def _moved(self) -> Pair:
-        return self.work.store.gather(self.work.layer, self.work.number, self.deal.tokens)
+        return self.store.gather(self.layer, self.number, self.deal.tokens)
 
     def _send(self, *tensors: Tensor) -> None:
         self.deal.port.send([x.contiguous() for x in tensors])
