@@ -119,7 +119,7 @@ class Step:
         with self._ported(context), torch.set_grad_enabled(self.training), self._autocast(), self._leaving(op):
             if self.training:
                 values = _enter(values, caught)
-            output = self.parts.stage(op.chunk)(values, context, self.options.recompute)
+            output = self.parts.stage(op.chunk)(values, context, self.options.recompute).to(self.parts.dtype)
         if self.training:
             self._live[op.microbatch, op.chunk, op.slice] = LiveSlice(get_gradient_edge(output), caught, context)
         elif op.slice == microbatch.layout.slices - 1:
