@@ -86,6 +86,7 @@ class Case:
             outs.append(checkpoint(attend, *inputs, use_reentrant=False) if again else attend(*inputs))
         for index in reversed(range(self.slices)):
             contexts[index].port = ports.get(("B", index))
+            contexts[index].again()
             outs[index].backward(self.cut(self.dout, index))
             store.release(self.number, index)
         store.require_empty()

@@ -108,6 +108,7 @@ class Step:
     def backward(self, context: SlicedContext, out: Tensor, op: Op, port: Port | None = None) -> None:
         bounds = self.layouts[op.microbatch].bounds
         context.port = port
+        context.again()
         out.backward(self.douts[op.microbatch][:, :, bounds[op.slice] : bounds[op.slice + 1]])
         context.port = None
 

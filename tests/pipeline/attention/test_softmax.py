@@ -207,6 +207,7 @@ def test_layers_do_not_mix() -> None:
     store = KVStore(plan_regions(slimpipe(1, 2), 0, step.layouts)[0])
     context, first = step.forward(store, Op(Kind.FORWARD, 0, 0, 0))
     other = context.attend(LAYER + 1, *(2 * x for x in step.inputs(0, 0, step.layouts[0].bounds[1])))
+    context.again()
     again = context.attend(LAYER, *step.inputs(0, 0, step.layouts[0].bounds[1]))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
