@@ -10,12 +10,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from thresher.errors import ThresherError
+from thresher.errors import PipelineStalled, ThresherError
 
-Kind = Literal["user", "internal", "lost peer", "killed", "silent"]
+Kind = Literal["user", "internal", "lost peer", "stalled", "killed", "silent"]
 
-STOPPED_BY_US_S = 5.0
-"""A rank that dies by a signal this long after another's failure was stopped because of that failure."""
+MISSES_OTHERS: tuple[Kind, ...] = ("lost peer", "stalled")
+"""Kinds of failures that follow from another rank's."""
+
+STOPPED_BY_US_S = 4.0
+"""A rank that dies by a signal this long after another's failure was stopped because of that failure: the launcher
+kills after five seconds, and counts them in whole ones."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Failure:
 
     Attributes:
         kind: ``user`` (a ThresherError), ``internal`` (any other exception), ``lost peer`` (a collective failed, as
-            it does wherever another rank dies), ``killed`` (by a signal), ``silent`` (an exit code without a report).
+            it does wherever another rank dies), ``stalled`` (the same in a pipeline, which says what it waited for),
+            ``killed`` (by a signal), ``silent`` (an exit code without a report).
         message: one line or a few, as the user sees it.
         traceback: empty where there is none.
         time_s: when, in seconds since 1970.
@@ -64,9 +69,14 @@ class Interrupted(Exception):
 
 def of_exception(rank: int, error: BaseException) -> Failure:
     """The failure that ``error``, which is being handled, means for ``rank``."""
-    kind: Kind = "user" if isinstance(error, ThresherError) else "lost peer" if _is_lost_peer(error) else "internal"
     message = error.message if isinstance(error, ThresherError) else f"{type(error).__name__}: {error}"
-    return Failure(rank, kind, message, "".join(traceback.format_exception(error)), time.time())
+    return Failure(rank, _kind(error), message, "".join(traceback.format_exception(error)), time.time())
+
+
+def _kind(error: BaseException) -> Kind:
+    if isinstance(error, PipelineStalled):
+        return "stalled"
+    return "user" if isinstance(error, ThresherError) else "lost peer" if _is_lost_peer(error) else "internal"
 
 
 def _is_lost_peer(error: BaseException | None) -> bool:
@@ -108,13 +118,13 @@ def of_process(rank: int, exit_code: int, time_s: float, report: object) -> Fail
 def first(failures: Iterable[Failure]) -> Failure:
     """The failure that made the others fail.
 
-    A lost peer is never the cause where another failure is known. A rank killed by SIGTERM, or killed at all long
+    A lost peer, or one that did not answer, is never the cause where another failure is known. A rank killed by SIGTERM, or killed at all long
     after another failed, was stopped by the launcher.
     """
     ordered = sorted(failures, key=lambda f: f.time_s)
     limit = ordered[0].time_s + STOPPED_BY_US_S
     for failure in ordered:
         stopped = failure.kind == "killed" and ("SIGTERM" in failure.message or failure.time_s > limit)
-        if failure.kind != "lost peer" and not stopped:
+        if failure.kind not in MISSES_OTHERS and not stopped:
             return failure
-    return next((f for f in ordered if f.kind == "lost peer"), ordered[0])
+    return next((f for f in ordered if f.kind in MISSES_OTHERS), ordered[0])

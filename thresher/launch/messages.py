@@ -1,7 +1,7 @@
 """How a command ends: one message and an exit code.
 
 0    done
-1    a bug, a rank that was killed, a check that failed
+1    a bug, a rank that was killed or did not answer, a check that failed
 2    something the user can mend: configuration, data, plan, checkpoint, command line
 128+N  ended by signal N
 """
@@ -53,10 +53,12 @@ def tell(error: Exception, debug: bool) -> int:
 def _tell_rank(error: RankFailed, debug: bool) -> int:
     failure = error.failure
     _show_cursor()
-    if failure.traceback and (debug or failure.kind != "user"):
+    if failure.traceback and (debug or failure.kind not in ("user", "stalled")):
         _print(f"[rank {failure.rank}] {failure.traceback.rstrip()}")
     if failure.kind == "user":
         _print(failure.message)
+    elif failure.kind == "stalled":
+        _print(f"{failure.message}. {_advice(failure, error.log_dir)}")
     else:
         verb = "" if failure.kind in ("killed", "silent") else "failed: "
         _print(f"LaunchError: rank {failure.rank} {verb}{failure.message}. {_advice(failure, error.log_dir)}")
@@ -66,7 +68,7 @@ def _tell_rank(error: RankFailed, debug: bool) -> int:
 def _advice(failure: Failure, log_dir: Path) -> str:
     logs = f"The logs of all ranks: {log_dir}"
     if failure.kind == "killed" and "SIGKILL" in failure.message:
-        return f"Linux kills processes like this when memory runs out: see 'dmesg', use fewer or smaller tables. {logs}"
+        return f"Linux kills processes like this when memory runs out: see 'dmesg', use less of it. {logs}"
     if failure.kind == "lost peer":
         return f"A peer vanished or did not answer within launch.timeout_s. {logs}"
     tail = _tail(log_file(log_dir, failure.rank)) if failure.kind in ("killed", "silent") else ""
