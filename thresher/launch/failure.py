@@ -118,8 +118,8 @@ def of_process(rank: int, exit_code: int, time_s: float, report: object) -> Fail
 def first(failures: Iterable[Failure]) -> Failure:
     """The failure that made the others fail.
 
-    A lost peer, or one that did not answer, is never the cause where another failure is known. A rank killed by SIGTERM, or killed at all long
-    after another failed, was stopped by the launcher.
+    A lost peer, or one that did not answer, is never the cause where another failure is known. A rank killed by
+    SIGTERM, or killed at all long after another failed, was stopped by the launcher.
     """
     ordered = sorted(failures, key=lambda f: f.time_s)
     limit = ordered[0].time_s + STOPPED_BY_US_S
