@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch.optim import Optimizer
-
 from thresher.data.batch import Batch
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
 from thresher.embeddings.policy.ledger import Ledger
+from thresher.pipeline.parallel.dense import Stepping
 from thresher.sharding.plan import Plan
 from thresher.trainer.callbacks.base import EvalRecord
 from thresher.trainer.callbacks.fields import FieldPruning
@@ -71,7 +70,7 @@ class RunParts(ABC):
     world: World
     folder: RunFolder
     dataset: Dataset
-    dense: Optimizer
+    dense: Stepping
     fields: FieldPruning | None
 
     @property

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from torch.optim import Optimizer
-
+from thresher.pipeline.parallel.dense import Stepping
 from thresher.trainer.config import OptimConfig
 from thresher.trainer.schedule import factor
 
@@ -19,7 +18,7 @@ class Rates:
     """
 
     def __init__(
-        self, settings: OptimConfig, total_steps: int, dense: Optimizer, set_tables: Callable[[float], None]
+        self, settings: OptimConfig, total_steps: int, dense: Stepping, set_tables: Callable[[float], None]
     ) -> None:
         self._settings, self._total_steps = settings, total_steps
         self._optimizer, self._set_tables = dense, set_tables

@@ -26,7 +26,14 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Stepping(Protocol):
-    """What a training loop needs of an optimizer."""
+    """What a training loop needs of an optimizer.
+
+    Attributes:
+        param_groups: options by group of parameters; a new ``lr`` holds from the next step on.
+    """
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     def step(self) -> object:
         """Updates parameters from gradients."""
@@ -218,10 +225,15 @@ class BucketedSum:
 
 
 def restart(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Leaves ``optimizer`` with state of exactly ``parameters``, made by a step at rate 0; gradients are forgotten."""
+    """Leaves ``optimizer`` with state of exactly ``parameters``; gradients are forgotten.
+
+    What is missing is made by a step at rate 0. (Adagrad makes state at the beginning, and only then.)
+    """
     optimizer.zero_grad()
-    optimizer.state.clear()
-    for parameter in parameters:
+    wanted = set(parameters)
+    for parameter in [known for known in optimizer.state if known not in wanted]:
+        del optimizer.state[parameter]
+    for parameter in wanted.difference(optimizer.state):
         parameter.grad = torch.zeros_like(parameter)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

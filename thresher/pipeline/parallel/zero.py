@@ -100,6 +100,11 @@ class _Together:
     def __init__(self, optimizers: Sequence["_Optimizer"]) -> None:
         self.optimizers = optimizers
 
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Of all."""
+        return [group for optimizer in self.optimizers for group in optimizer.inner.param_groups]
+
     def step(self) -> None:
         """Updates all parameters, and gathers them."""
         for optimizer in self.optimizers:
