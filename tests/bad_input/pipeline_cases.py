@@ -49,7 +49,7 @@ def _cut(pipeline: dict[str, Any], **model: Any) -> Callable[[Path], object]:
         config, settings = TransformerConfig(**{"dim": 16, "heads": 2, **model}), PipelineConfig(**pipeline)
         trunk, length = config.trunk(SCHEMA, 0), config.sequencer(SCHEMA).length
         share = config.attention_share(length)
-        schedule = schedule_of(settings, trunk, slice_bounds(settings, length, share), share)
+        schedule = schedule_of(settings, trunk, slice_bounds(settings, length, 1, share), share)
         return build_parts(trunk, schedule.shape, settings.stages - 1, torch.device("cpu"))
 
     return act
@@ -72,6 +72,7 @@ SETTINGS = (
     _config("unknown policy", {"pipeline.policy": "1f2b"}, "policy '1f2b' is not known", "1f1b"),
     _config("slack of three", {"pipeline.slack": 3}, "pipeline.slack: must be at most 2, got 3"),
     _config("exchange of a rival", {"pipeline.policy": "seq1f1b", "pipeline.exchange": "auto"}, "has no exchange"),
+    _config("exchange of packed rows", {"pipeline.packing": "packed", "pipeline.exchange": 1}, "packing: padded"),
     _config("exchange of nothing", {"pipeline.exchange": 0}, "pipeline.exchange"),
     _config("no time for messages", {"pipeline.timeout_s": 0}, "pipeline.timeout_s: must be greater than 0"),
     _config("pipeline of a ranker", {"model": {"name": "deepfm"}}, "model 'deepfm' cannot be cut into stages"),

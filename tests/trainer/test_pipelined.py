@@ -132,6 +132,35 @@ def test_two_stages_have_the_losses_and_the_weights_of_one_process(text, straigh
     assert losses(straight)[-1] < losses(straight)[0] - 0.2
 
 
+def train_and_measure(rank: int, world: int, *jobs: Job) -> list[dict[str, float]]:
+    run(rank, world, *jobs)
+    return [measure(rank, world, job, world) for job in jobs]
+
+
+def train_and_compare(rank: int, world: int, job: Job, *others: Job) -> tuple[list[Any], list[Any]]:
+    """Trains ``job``; then weights of all, and metrics of the others, without a pipeline."""
+    run(rank, world, job)
+    return weights(rank, world, job, *others), [measure(rank, world, other, 2) for other in others]
+
+
+@pytest.mark.parametrize("attention", ["softmax", "pointwise"])
+def test_packed_sequences_train_as_padded_ones_do(items, tmp_path, attention):
+    """Histories of 2 to 10 items, also in slices that are too many for some microbatches of about two samples."""
+    changes = {"model.attention": attention, "train.batch_size": 4, "eval.at": [5]}
+    packed = {**CUT, **SPLIT, "packing": "packed"}
+    finer = {"slice_bounds": "balanced", "split_backward": True, "slices": 16, "recompute": "full"}
+    ways = [{}, {**packed, "packing": "padded"}, packed, {**packed, **finer}]
+    straight, *jobs = (
+        Job(tmp_path / str(number), items, {**changes, "pipeline": way}) for number, way in enumerate(ways)
+    )
+    through, _ = run_ranks(2, train_and_measure, *jobs, timeout_s=DEADLINE_S)
+    (((wanted, *found), whole),) = run_ranks(1, train_and_compare, straight, *jobs, timeout_s=DEADLINE_S)
+    for job, state, metrics, same in zip(jobs, found, through, whole, strict=True):
+        assert losses(job) == pytest.approx(losses(straight), abs=1e-5)
+        assert worst(state, wanted) < 1e-4
+        assert metrics == pytest.approx(same, abs=1e-5)
+
+
 def test_two_replicas_take_the_steps_of_one(text, straight, tmp_path):
     changes = {"stages": 1, "slices": 3, "microbatches": 2}
     same = Job(tmp_path / "same", text, {"pipeline": changes})
@@ -141,6 +170,27 @@ def test_two_replicas_take_the_steps_of_one(text, straight, tmp_path):
     for job, state in zip((same, sharded), found, strict=True):
         assert losses(job) == pytest.approx(losses(straight), abs=1e-5)
         assert worst(state, wanted) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_deepspeed_takes_the_steps_of_one_process_and_resumes(text, tmp_path, name):
+    """Slow: DeepSpeed builds a native part at its first use."""
+    changes = {"optim.dense.name": name}
+    zero = {**changes, "pipeline": {"chunks": 2, "slices": 3, "microbatches": 2, "dense": "zero1"}}
+    single, whole, half, rest = (
+        Job(tmp_path / "single", text, changes),
+        Job(tmp_path / "whole", text, zero),
+        Job(tmp_path / "parts", text, {**zero, "train.max_steps": STEPS // 2}),
+        Job(tmp_path / "parts", text, zero),
+    )
+    run_ranks(2, run, whole, half, rest, timeout_s=DEADLINE_S)
+    run_ranks(1, run, single, timeout_s=DEADLINE_S)
+    ((wanted, found, resumed),) = run_ranks(1, weights, single, whole, rest, timeout_s=DEADLINE_S)
+    assert losses(whole) == pytest.approx(losses(single), abs=1e-5)
+    assert worst(found, wanted) < 1e-4
+    assert worst(found, resumed) == 0
+    assert losses(rest) == losses(whole)
 
 
 def test_a_run_that_goes_on_ends_bit_equal_with_one_that_never_stopped(text, tmp_path):
@@ -190,6 +240,11 @@ def refused(rank: int, world: int, job: Job) -> None:
     [
         ({"pipeline": {"chunks": 5}}, ScheduleError, "4 layers cannot fill 5 stages.*use at most 4 stages"),
         ({"pipeline": {"slices": 31}}, ConfigError, r"30 tokens cannot be cut into 31 slices.*at most 30 slices"),
+        (
+            {"pipeline": {"slices": 241, "packing": "packed"}},
+            ConfigError,
+            "microbatches of 240 tokens cannot be cut",
+        ),
         ({"pipeline": {"slices": 9}, "model.max_length": 8}, ConfigError, "8 tokens cannot be cut into 9 slices"),
         (
             {"pipeline": {"chunks": 3, "slices": 2, "exchange": "auto"}},

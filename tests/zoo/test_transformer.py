@@ -20,7 +20,7 @@ from thresher.pipeline.runtime.runtime import PipelineRuntime
 from thresher.pipeline.runtime.stage import build_parts
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.trainer.model import Retriever
-from thresher.trainer.pipelined.cut import cut
+from thresher.trainer.pipelined.cut import PaddedCutter
 from thresher.zoo.transformer.config import TransformerConfig
 from thresher.zoo.transformer.rotary import rotate
 
@@ -130,7 +130,8 @@ def test_a_cut_model_has_the_loss_and_the_gradients_of_the_whole(kind: str) -> N
     sequencer = config.sequencer(schema)
     samples = sequencer.sequences(batch)
     runtime = PipelineRuntime(schedule, parts)
-    outcome = runtime.step(cut(samples, 2, even_bounds(sequencer.length, 3)), total_weight=6.0)
+    microbatches, _ = PaddedCutter(2, even_bounds(sequencer.length, 3)).cut(samples, sequencer.last(batch) + 1)
+    outcome = runtime.step(microbatches, total_weight=6.0)
     assert float(outcome.loss) == pytest.approx(loss.item(), abs=1e-12)
     cuts = {name.split(".", 2)[2] if name.startswith("stages") else name: p for name, p in parts.named_parameters()}
     assert cuts.keys() == whole.keys()

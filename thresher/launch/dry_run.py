@@ -58,14 +58,16 @@ def pipeline_line(config: RunConfig[Any], dataset: Dataset) -> str:
     pipeline, model = config.pipeline, config.model
     length, trunk = model.sequencer(dataset.schema).length, model.trunk(dataset.schema, config.seed)
     share = model.attention_share(length)
-    bounds = slice_bounds(pipeline, length, share)
+    rows = config.train.batch_size // pipeline.parts(config.launch.processes)
+    bounds = slice_bounds(pipeline, length, rows, share)
     schedule = schedule_of(pipeline, trunk, bounds, share)
     layers = [len(each) for each in layer_ranges(trunk.layers, pipeline.stages * pipeline.chunks)]
+    at_most = " at most" if pipeline.packing == "packed" else ""
     slices = [stop - start for start, stop in pairwise(bounds)]
     return (
         f"{config.name}: {config.launch.processes // pipeline.stages} pipeline(s) of {pipeline.stages} ranks x "
         f"{pipeline.chunks} chunks, layers by stage {layers}; {pipeline.microbatches} microbatches of slices of "
-        f"{slices} tokens; operations by rank {[len(ops) for ops in schedule.ranks]}; "
+        f"{slices} tokens{at_most}; operations by rank {[len(ops) for ops in schedule.ranks]}; "
         f"{total_steps(config, dataset.split(config.data.train).rows):,} steps of {config.train.batch_size:,} samples"
     )
 

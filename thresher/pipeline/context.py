@@ -53,9 +53,9 @@ class SliceContext(ABC):
     def attend_pointwise(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None
     ) -> Tensor:
-        """HSTU's attention: out_i = sum over j <= i of silu(q_i . k_j / sqrt(E) + bias_ij) v_j / S, S = tokens per row.
+        """HSTU's attention: out_i = sum over j <= i of silu(q_i . k_j / sqrt(E) + bias_ij) v_j / S.
 
-        Shapes as in :meth:`attend`, with G = H.
+        S is the divisor of the layout. Shapes as in :meth:`attend`, with G = H.
         """
 
     @abstractmethod

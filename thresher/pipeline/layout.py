@@ -25,11 +25,14 @@ class Layout:
         bounds: n + 1 rising token offsets from 0; slice i holds tokens bounds[i] .. bounds[i + 1] - 1.
         batch: rows, B.
         starts: rising token offsets from 0 at which sequences begin.
+        longest: tokens of the longest sequence there may be in any microbatch, by which pointwise attention divides, so
+            that packing changes nothing; 0 for tokens per row.
     """
 
     bounds: tuple[int, ...]
     batch: int = 1
     starts: tuple[int, ...] = (0,)
+    longest: int = 0
 
     @property
     def slices(self) -> int:
@@ -40,6 +43,11 @@ class Layout:
     def tokens(self) -> int:
         """Tokens per row, S."""
         return self.bounds[-1]
+
+    @property
+    def divisor(self) -> int:
+        """By which pointwise attention divides, S."""
+        return self.longest or self.tokens
 
     def length(self, index: int) -> int:
         """Tokens per row of slice ``index``, T."""

@@ -1,6 +1,6 @@
 """Pointwise attention (HSTU, arXiv:2402.17152, equation 2) of one slice over itself and the slices before it.
 
-    out_i = sum over j <= i of silu(q_i . k_j / sqrt(E) + bias_ij) v_j / S
+    out_i = sum over j <= i of silu(q_i . k_j / sqrt(E) + bias_ij) v_j / S,   S = layout.divisor
 
 There is no normaliser, so partial results over sets of keys simply add up. Scores are computed rectangle by rectangle,
 in forward and again in backward; a T x S matrix of them never exists. Only pairs of tokens of one sequence with the key
@@ -75,7 +75,7 @@ def whole_pointwise(
         buckets = time_buckets(times.unsqueeze(2) - times.unsqueeze(1), bias.by_time.shape[1])
         scores = scores + bias.by_time.to(wide)[:, buckets].transpose(0, 1)
     weights = F.silu(scores) * visible
-    return (weights.to(value.dtype) @ value) / query.shape[2]
+    return (weights.to(value.dtype) @ value) / context.layout.divisor
 
 
 def require_heads(query: Tensor, key: Tensor, value: Tensor, bias: RelativeBias | None) -> None:
@@ -273,7 +273,7 @@ class _Shared:
 
 
 def _rectangles(biases: Biases, layout: Layout, like: Tensor) -> Rectangles:
-    return Rectangles(biases, layout.tokens, CPU_EDGE if like.device.type == "cpu" else DEVICE_EDGE)
+    return Rectangles(biases, layout.divisor, CPU_EDGE if like.device.type == "cpu" else DEVICE_EDGE)
 
 
 def _runs(part: Part) -> Iterator[tuple[range, Tensor, Tensor]]:

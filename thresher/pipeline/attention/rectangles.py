@@ -18,12 +18,12 @@ class Rectangles:
 
     Attributes:
         biases: of the layer and microbatch.
-        tokens: per row of the microbatch, S.
+        divisor: of sums over keys, S.
         edge: most tokens along a side of a rectangle.
     """
 
     biases: Biases
-    tokens: int
+    divisor: int
     edge: int
 
     def forward(self, query: Tensor, queries: range, key: Tensor, value: Tensor, keys: range) -> Tensor:
@@ -34,7 +34,7 @@ class Rectangles:
             _mask(weights, rows, columns)
             part = weights.to(value.dtype) @ _cut(value, keys, columns)
             _cut(out, queries, rows).add_(part.flip(2))
-        return out.div_(self.tokens)
+        return out.div_(self.divisor)
 
     def backward(self, dout: Tensor, query: Tensor, queries: range, key: Tensor, value: Tensor, keys: range) -> Triple:
         """Gradients of query, key and value in the dtype of scores; those of the tables go to ``biases``."""
@@ -47,7 +47,7 @@ class Rectangles:
             k, v = (_cut(x, keys, columns) for x in (key, value))
             scores = self._scores(q, rows, k, columns)
             weights = F.silu(scores)
-            dscores = torch.ops.aten.silu_backward((do @ v.mT).to(wide).div_(self.tokens), scores)
+            dscores = torch.ops.aten.silu_backward((do @ v.mT).to(wide).div_(self.divisor), scores)
             _mask(weights, rows, columns)
             _mask(dscores, rows, columns)
             self.biases.collect(dscores, rows, columns)
@@ -55,7 +55,7 @@ class Rectangles:
             _cut(dv, keys, columns).add_(weights.to(query.dtype).mT @ do)
             _cut(dk, keys, columns).add_(low.mT @ q)
             _cut(dq, queries, rows).add_((low @ k).flip(2))
-        return dq, dk, dv.div_(self.tokens)
+        return dq, dk, dv.div_(self.divisor)
 
     def _walk(self, queries: range, keys: range) -> Iterator[tuple[range, range]]:
         """Rectangles that hold at least one visible pair."""

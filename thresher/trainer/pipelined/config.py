@@ -13,7 +13,9 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class PipelineConfig(Settings):
-    """How a model is cut into stages and its sequences into slices; with all four numbers 1 there is no pipeline.
+    """How a model is cut into stages and its sequences into slices.
+
+    With one of each, and no other way to pack, to hold or to offload, there is no pipeline.
 
     Attributes:
         stages: processes of a pipeline; the run's processes form as many pipelines as they suffice for.
@@ -26,10 +28,13 @@ class PipelineConfig(Settings):
             slices that one operation hands over.
         split_embedding, split_head: cut the embedding and the output layer by rows over the stages.
         split_backward: at the end of a step, compute gradients of weights where there is nothing else to do.
+        offload: share of the slices whose activations wait for their backward in host memory; devices only.
         recompute: what backward computes again instead of keeping it.
-        dense: how pipelines share the work of the optimizer: all weights everywhere (``replicated``), or layers
-            ``sharded`` over the pipelines (FSDP2).
+        dense: how pipelines share the work of the optimizer: all weights everywhere (``replicated``), layers
+            ``sharded`` over the pipelines (FSDP2), or optimizer state sharded (``zero1``, DeepSpeed).
         slice_bounds: slices of as many tokens (``even``), or of as much work (``balanced``: shorter and shorter).
+        packing: microbatches of ``padded`` sequences, or of the tokens that are there, one sequence after the other
+            (``packed``).
         timeout_s: how long a message between stages may take.
     """
 
@@ -43,9 +48,11 @@ class PipelineConfig(Settings):
     split_embedding: bool = False
     split_head: bool = False
     split_backward: bool = False
+    offload: float = Field(default=0.0, ge=0, le=1)
     recompute: Recompute = "none"
-    dense: Literal["replicated", "sharded"] = "replicated"
+    dense: Literal["replicated", "sharded", "zero1"] = "replicated"
     slice_bounds: Literal["even", "balanced"] = "even"
+    packing: Literal["padded", "packed"] = "padded"
     timeout_s: float = Field(default=120.0, gt=0)
 
     @model_validator(mode="after")
@@ -58,12 +65,17 @@ class PipelineConfig(Settings):
             )
         if self.exchange != "off" and self.policy != "slimpipe":
             raise ValueError(f"policy '{self.policy}' has no exchange; set exchange: off, or policy: slimpipe")
+        if self.exchange != "off" and self.packing == "packed":
+            raise ValueError(
+                "an exchange is planned for sequences that fill their rows; set exchange: off, or packing: padded"
+            )
         return self
 
     @property
     def is_on(self) -> bool:
         """Whether there is anything to cut."""
-        return self.stages * self.chunks * self.slices * self.microbatches > 1
+        is_changed = self.packing != "padded" or self.dense != "replicated" or self.offload > 0
+        return is_changed or self.stages * self.chunks * self.slices * self.microbatches > 1
 
     @property
     def timeout(self) -> timedelta:

@@ -1,7 +1,7 @@
 """Measures a model that is cut into stages: forward only, through the pipeline."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from thresher.trainer.callbacks.base import EvalRecord
 from thresher.trainer.metrics import RankingMetrics, TokenMetrics, target_ranks
 from thresher.trainer.metrics.retrieval import ItemChunk
 from thresher.trainer.model import Sequencer
-from thresher.trainer.pipelined.cut import cut
+from thresher.trainer.pipelined.cut import Cutter
 from thresher.trainer.world import World
 
 ROWS = 1 << 14
@@ -36,7 +36,7 @@ class PipelinedEvaluator:
     runtime: PipelineRuntime
     mesh: PipelineMesh
     sequencer: Sequencer
-    bounds: tuple[int, ...]
+    cutter: Cutter
     likelihood: bool
     at: tuple[int, ...]
     world: World
@@ -56,13 +56,14 @@ class PipelinedEvaluator:
         tokens, queries = TokenMetrics(self.likelihood), _Queries([], [], [])
         for batch in batches:
             samples = self.sequencer.sequences(batch, per_token=True)
-            microbatches = cut(samples, self.runtime.schedule.shape.microbatches, self.bounds)
+            last = self.sequencer.last(batch)
+            microbatches, firsts = self.cutter.cut(samples, last + 1)
             wanted = self.sequencer.has_target
             outcome = self.runtime.evaluate(microbatches, total_weight=1.0, keep_hidden=wanted)
             if self._is_last:
                 tokens.update(outcome.loss, samples.weights.sum())
             if outcome.hidden:
-                queries.add(torch.cat(outcome.hidden), batch, self.sequencer)
+                queries.add(newest_states(outcome.hidden, firsts, last), batch, self.sequencer)
         found = self._ranked(queries) if self.sequencer.has_target else {}
         return found | tokens.compute(self.world.group)
 
@@ -111,15 +112,19 @@ class _Queries:
     targets: list[Tensor]
     weights: list[Tensor]
 
-    def add(self, hidden: Tensor, batch: Batch, sequencer: Sequencer) -> None:
-        self.states.append(newest_states(hidden, sequencer.last(batch)).float())
+    def add(self, states: Tensor, batch: Batch, sequencer: Sequencer) -> None:
+        self.states.append(states.float())
         self.targets.append(sequencer.target(batch))
         self.weights.append(batch.weight)
 
 
-def newest_states(hidden: Tensor, last: Tensor) -> Tensor:
-    """[B, D] of [B, S, D]: those at places ``last`` [B]; zeros where there is none (-1)."""
-    chosen = hidden[torch.arange(len(last), device=hidden.device), last.clamp(min=0)]
+def newest_states(hidden: Sequence[Tensor], firsts: Tensor, last: Tensor) -> Tensor:
+    """[B, D] of outputs by microbatch: those at places ``last`` [B] of samples; zeros where there is none (below 0).
+
+    Args:
+        firsts: see :class:`Cut`.
+    """
+    chosen = torch.cat([states.flatten(0, 1) for states in hidden])[firsts + last.clamp(min=0)]
     return torch.where((last >= 0).unsqueeze(1), chosen, 0.0)
 
 

@@ -4,14 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch.optim import Optimizer
-
 from thresher.data.batch import Batch
 from thresher.pipeline.parallel.clip import clip_gradients
-from thresher.pipeline.parallel.dense import DenseState
+from thresher.pipeline.parallel.dense import DenseState, Stepping
 from thresher.pipeline.runtime.runtime import PipelineRuntime
 from thresher.trainer.model import Sequencer
-from thresher.trainer.pipelined.cut import cut
+from thresher.trainer.pipelined.cut import Cutter
 from thresher.trainer.step import StepResult, require_finite_loss
 
 
@@ -20,16 +18,15 @@ class PipelinedStepper:
     """Takes steps on one model.
 
     Attributes:
-        bounds: of the slices of a sequence.
         samples: of a step, over all replicas.
         clip_norm: upper bound on the norm of the gradient; 0 for none.
     """
 
     runtime: PipelineRuntime
     state: DenseState
-    optimizer: Optimizer
+    optimizer: Stepping
     sequencer: Sequencer
-    bounds: tuple[int, ...]
+    cutter: Cutter
     samples: int
     clip_norm: float
 
@@ -41,8 +38,8 @@ class PipelinedStepper:
             PipelineStalled: another rank is gone or too slow.
         """
         (batch,) = batches
-        self.optimizer.zero_grad(set_to_none=True)
-        microbatches = cut(self.sequencer.sequences(batch), self.runtime.schedule.shape.microbatches, self.bounds)
+        self.optimizer.zero_grad()
+        microbatches, _ = self.cutter.cut(self.sequencer.sequences(batch), self.sequencer.last(batch) + 1)
         outcome = self.runtime.step(
             microbatches, total_weight=float(self.samples), step=step, chunk_done=self.state.chunk_done
         )
