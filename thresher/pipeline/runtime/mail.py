@@ -7,7 +7,7 @@ from torch import Tensor
 
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.runtime.groups import channel
-from thresher.pipeline.runtime.transport import Spec, Transport, _Transfer
+from thresher.pipeline.runtime.transport import Spec, Transfer, Transport
 from thresher.pipeline.schedule.ops import Op, Payload
 
 
@@ -62,8 +62,8 @@ class Mail:
     def __init__(self, transport: Transport, rank: int, sizes: Sizes) -> None:
         self._transport, self._rank, self._sizes = transport, rank, sizes
         self._here: dict[Key, list[Tensor]] = {}
-        self._coming: dict[Key, _Transfer] = {}
-        self._going: dict[Key, _Transfer] = {}
+        self._coming: dict[Key, Transfer] = {}
+        self._going: dict[Key, Transfer] = {}
 
     def put(self, key: Key, *tensors: Tensor) -> None:
         """Leaves ``tensors`` for the operation that consumes or sends them."""
@@ -73,7 +73,7 @@ class Mail:
         """The tensors of ``key``, once they are there. They are given away."""
         if key in self._here:
             return self._here.pop(key)
-        return self._coming.pop(key).finish()
+        return self._coming.pop(key).wait()
 
     def send(self, op: Op) -> None:
         """Starts to send what was put for ``op``."""
@@ -94,12 +94,12 @@ class Mail:
 
     def release(self, op: Op) -> None:
         """Waits until what ``op`` names has been taken, and frees it."""
-        self._going.pop(self._key(op, self._rank, op.peer)).finish()
+        self._going.pop(self._key(op, self._rank, op.peer)).wait()
 
     def drain(self) -> None:
         """Waits for everything that is still being sent, at the end of a step."""
         for key in list(self._going):
-            self._going.pop(key).finish()
+            self._going.pop(key).wait()
 
     @property
     def is_empty(self) -> bool:

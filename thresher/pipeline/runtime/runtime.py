@@ -211,12 +211,11 @@ class PipelineRuntime:
 
     def _sizes(self, microbatches: tuple[Microbatch, ...]) -> Sizes:
         shape, head = self.schedule.shape, self.parts.head
-        counts = {}
+        counts: dict[tuple[int, int], tuple[int, ...]] = {}
         if shape.split_embedding and self.parts.embedding is not None and not microbatches[0].are_vectors:
-            for number, microbatch in enumerate(microbatches):
-                for index in range(shape.slices):
-                    ids = microbatch.cut(microbatch.inputs, index)
-                    counts[number, index] = tuple(self.parts.embedding.count(ids, part) for part in range(shape.stages))
+            cuts = [m.cut(m.inputs, index) for m in microbatches for index in range(shape.slices)]
+            owned = torch.stack([self.parts.embedding.counts(ids) for ids in cuts]).tolist()  # one wait for the device
+            counts = {divmod(place, shape.slices): tuple(each) for place, each in enumerate(owned)}
         statistics = head.statistics if head is not None and shape.split_head else 0
         return Sizes(microbatches, self.parts.dtype, self.parts.width, statistics, counts)
 

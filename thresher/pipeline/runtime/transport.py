@@ -19,7 +19,7 @@ Spec = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass
-class _Transfer:
+class Transfer(Arriving):
     """Tensors under way in one direction.
 
     Attributes:
@@ -33,7 +33,7 @@ class _Transfer:
     what: str
     kind: str
 
-    def finish(self) -> list[Tensor]:
+    def wait(self) -> list[Tensor]:
         """Waits until all are over."""
         for work in self.works:
             self.transport.wait(work, self.what)
@@ -96,23 +96,23 @@ class Transport:
         assert work is not None
         self.wait(work, what)
 
-    def send(self, name: str, peer: int, tensors: Sequence[Tensor], what: str) -> _Transfer:
+    def send(self, name: str, peer: int, tensors: Sequence[Tensor], what: str) -> Transfer:
         """Starts to send contiguous tensors on channel ``name`` to rank ``peer`` of the pipeline."""
         group, target = self.groups.channels[name], self.groups.ranks[peer]
         kept = [tensor.contiguous() for tensor in tensors]
         text = f"{what} to be taken by rank {peer}"
         works = [self._start(dist.isend, tensor, target, group, text) for tensor in kept]
         self.ledger.add("sending", _bytes(kept))
-        return _Transfer(self, kept, works, text, "sending")
+        return Transfer(self, kept, works, text, "sending")
 
-    def receive(self, name: str, peer: int, specs: Sequence[Spec], what: str) -> _Transfer:
+    def receive(self, name: str, peer: int, specs: Sequence[Spec], what: str) -> Transfer:
         """Starts to receive tensors of ``specs``, in the order they are sent."""
         group, source = self.groups.channels[name], self.groups.ranks[peer]
         buffers = [torch.empty(shape, dtype=dtype, device=self._device) for shape, dtype in specs]
         text = f"{what} from rank {peer}"
         works = [self._start(dist.irecv, tensor, source, group, text) for tensor in buffers]
         self.ledger.add("receiving", _bytes(buffers))
-        return _Transfer(self, buffers, works, text, "receiving")
+        return Transfer(self, buffers, works, text, "receiving")
 
     def wait(self, work: dist.Work, what: str) -> None:
         """Waits for ``work``.
@@ -146,14 +146,6 @@ class Transport:
         return work
 
 
-class _Here(Arriving):
-    def __init__(self, transfer: _Transfer) -> None:
-        self._transfer = transfer
-
-    def wait(self) -> list[Tensor]:
-        return self._transfer.finish()
-
-
 class ExchangePort(Port):
     """The line of one shared operation over a :class:`Transport`.
 
@@ -164,7 +156,7 @@ class ExchangePort(Port):
 
     def __init__(self, transport: Transport, peer: int, share: int, partner: Microbatch, partner_slice: int) -> None:
         self.share, self.partner, self.partner_slice = share, partner, partner_slice
-        self._transport, self._peer, self._sent = transport, peer, list[_Transfer]()
+        self._transport, self._peer, self._sent = transport, peer, list[Transfer]()
         there, back = EXCHANGES
         self._out, self._in = (there, back) if share > 0 else (back, there)
 
@@ -174,12 +166,12 @@ class ExchangePort(Port):
 
     def receive(self, shapes: Sequence[Spec], device: torch.device) -> Arriving:
         """Starts to receive."""
-        return _Here(self._transport.receive(self._in, self._peer, shapes, "attention work"))
+        return self._transport.receive(self._in, self._peer, shapes, "attention work")
 
     def finish(self) -> None:
         """Waits until all that was sent is taken: the peer needs it in the operation that this one shares."""
         for transfer in self._sent:
-            transfer.finish()
+            transfer.wait()
         self._sent.clear()
 
 

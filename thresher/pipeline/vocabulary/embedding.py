@@ -43,9 +43,9 @@ class SplitEmbedding(nn.Module):
         self.vocabulary, self.parts, self.part = vocabulary, parts, part
         self._ranges = [row_range(vocabulary, parts, number) for number in range(parts)]
 
-    def count(self, ids: Tensor, part: int) -> int:
-        """How many of ``ids`` are rows of ``part``."""
-        return int(self._owned(ids, part).sum())
+    def counts(self, ids: Tensor) -> Tensor:
+        """[parts] int64: how many of ``ids`` are rows of each part."""
+        return torch.stack([self._owned(ids, part).sum() for part in range(self.parts)])
 
     def rows(self, ids: Tensor) -> Tensor:
         """[count, D]: rows of the ``ids`` [B, T] int64 that this part owns, in the order of their places."""
