@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.multi.harness import run_ranks
 from tests.pipeline.parallel.twin import Setting, begin, parts_of, reference, train
 from tests.pipeline.runtime.tiny import Tiny
 from thresher.errors import ConfigError
+from thresher.pipeline.parallel.dense import restart
 from thresher.pipeline.parallel.zero import ZeroStage1
 from thresher.pipeline.vocabulary.rows import row_range
 
@@ -138,3 +140,26 @@ def test_deepspeed_is_refused_where_it_would_round_or_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ConfigError, match=r"DeepSpeed cannot be imported.*Install it"):
         ZeroStage1(parts.float(), None)
+
+
+def test_deepspeed_is_refused_where_its_native_part_cannot_be_built(monkeypatch):
+    def unbuilt(*_, **__):
+        raise RuntimeError("Ninja is required to load C++ extensions")
+
+    _, parts = parts_of(Setting("zero", 1, 1, build=Tiny(layers=1)), 0)
+    monkeypatch.setattr(dist, "get_backend", lambda: "gloo")
+    for name in ("deepspeed", "deepspeed.comm"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(init_distributed=unbuilt))
+    with pytest.raises(ConfigError, match=r"cannot build or load its native part: Ninja.*Install a C\+\+ compiler"):
+        ZeroStage1(parts.float(), None)
+
+
+def test_state_that_an_optimizer_made_at_the_beginning_is_kept():
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = torch.optim.Adagrad([first, second], lr=0.1)
+    restart(optimizer, [first])
+    assert list(optimizer.state) == [first]
+    assert first.tolist() == [1.0, 1.0]
+    first.grad = torch.ones(2)
+    optimizer.step()
+    assert first.tolist() == pytest.approx([0.9, 0.9])

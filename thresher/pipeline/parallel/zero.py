@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
+from subprocess import SubprocessError
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +34,8 @@ class ZeroStage1(DenseState):
     run in the background. A parameter without a gradient counts as one with gradient 0.
 
     Raises:
-        ConfigError: DeepSpeed is not installed; or parameters are not float32, which its master weights are: float64
-            would be rounded, and of halves a checkpoint would miss the master weights.
+        ConfigError: DeepSpeed is not installed, or cannot build its native part; or parameters are not float32, which
+            its master weights are: float64 would be rounded, and of halves a checkpoint would miss the master weights.
     """
 
     def __init__(self, parts: RankParts, mesh: PipelineMesh) -> None:
@@ -226,6 +227,13 @@ def _deepspeed() -> tuple[ModuleType, ModuleType]:
         raise ConfigError(
             f"DeepSpeed cannot be imported: {error}", where="pipeline.dense", fix="install it, or choose another way"
         ) from None
-    comm.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    try:
+        comm.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    except (OSError, RuntimeError, SubprocessError) as error:
+        raise ConfigError(
+            f"DeepSpeed cannot build or load its native part: {error}",
+            where="pipeline.dense",
+            fix="install a C++ compiler and ninja, or choose another way",
+        ) from error
     zero = importlib.import_module("deepspeed.runtime.zero.stage_1_and_2")
     return zero, importlib.import_module("deepspeed.utils.timer")
