@@ -74,6 +74,7 @@ SETTINGS = (
     _config("exchange of a rival", {"pipeline.policy": "seq1f1b", "pipeline.exchange": "auto"}, "has no exchange"),
     _config("exchange of packed rows", {"pipeline.packing": "packed", "pipeline.exchange": 1}, "packing: padded"),
     _config("exchange of nothing", {"pipeline.exchange": 0}, "pipeline.exchange"),
+    _config("offload of more than all", {"pipeline.offload": 1.5}, "pipeline.offload: must be at most 1, got 1.5"),
     _config("no time for messages", {"pipeline.timeout_s": 0}, "pipeline.timeout_s: must be greater than 0"),
     _config("pipeline of a ranker", {"model": {"name": "deepfm"}}, "model 'deepfm' cannot be cut into stages"),
     _config("accumulation in a pipeline", {"train.accumulate": 2}, "train.accumulate 2", "pipeline.microbatches"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.multi.harness import run_ranks
 from thresher.data.dataset import Dataset
@@ -14,6 +15,7 @@ from thresher.data.prepare import prepare
 from thresher.data.recipes.text import Text
 from thresher.data.recipes.user_item import UserItem
 from thresher.errors import ConfigError, ScheduleError
+from thresher.launch.cli import run as thresher
 from thresher.launch.dry_run import pipeline_line
 from thresher.trainer.assemble import assemble
 from thresher.trainer.config import apply_override
@@ -170,6 +172,32 @@ def test_two_replicas_take_the_steps_of_one(text, straight, tmp_path):
     for job, state in zip((same, sharded), found, strict=True):
         assert losses(job) == pytest.approx(losses(straight), abs=1e-5)
         assert worst(state, wanted) < 1e-4
+
+
+def test_two_pipelines_of_two_stages_train_as_one_process_does(text, straight, tmp_path):
+    exact = Job(tmp_path / "exact", text, {"pipeline": {**CUT, **SPLIT}})
+    halves = {"train.precision": "bf16"}
+    rough, wanted = (
+        Job(tmp_path / name, text, {**halves, "pipeline": way}) for name, way in (("rough", CUT), ("wanted", {}))
+    )
+    run_ranks(4, run, exact, rough, timeout_s=DEADLINE_S)
+    ((whole, found),) = run_ranks(1, weights, straight, exact, timeout_s=DEADLINE_S)
+    assert losses(exact) == pytest.approx(losses(straight), abs=1e-5)
+    assert worst(found, whole) < 1e-4
+    run_ranks(1, run, wanted, timeout_s=DEADLINE_S)
+    assert losses(rough) == pytest.approx(losses(wanted), rel=0.02)
+    assert losses(wanted) != losses(straight)
+    assert losses(rough) != losses(exact)
+
+
+def test_offload_is_refused_where_there_is_nowhere_to_go(text, tmp_path, capfd):
+    pipeline = {"slices": 3, "offload": 0.5}
+    config = Job(tmp_path / "run", text, {"pipeline": pipeline, "launch.device": "cpu"}).config(1)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    assert thresher(["train", str(tmp_path / "run.yaml")]) == 2
+    told = capfd.readouterr().err
+    assert "ConfigError: pipeline.offload: what slices save on device 'cpu' is in host memory already" in told
+    assert "Traceback" not in told
 
 
 @pytest.mark.slow
