@@ -35,6 +35,7 @@ from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.graph import COMPUTE
 from thresher.pipeline.schedule.ops import Op, Schedule
+from thresher.pipeline.schedule.work import Work
 from thresher.pipeline.simulate.costs import Costs
 from thresher.pipeline.simulate.simulator import simulate
 from thresher.pipeline.vocabulary.softmax import SoftmaxHead
@@ -68,8 +69,8 @@ class Case:
 
     def schedule(self) -> Schedule:
         """Its lists."""
-        rule = ExchangeRule(attention=self.attention) if self.exchange else None
-        return build_schedule(self.stages, self.chunks, self.microbatches, self.slices, exchange=rule)
+        rule, work = ExchangeRule() if self.exchange else None, Work(self.attention)
+        return build_schedule(self.stages, self.chunks, self.microbatches, self.slices, exchange=rule, work=work)
 
     def seconds(self, index: int, share: int = 0) -> float:
         """A forward's attention of slice ``index`` that is left when its ``share`` oldest slices are moved."""

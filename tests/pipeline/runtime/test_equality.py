@@ -18,6 +18,7 @@ from thresher.pipeline.runtime.stage import build_parts
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.ops import Kind
+from thresher.pipeline.schedule.work import Work
 
 CPU = torch.device("cpu")
 SHAPES = [
@@ -30,7 +31,7 @@ SHAPES = [
     (4, 1, 2, 4),
     (1, 3, 2, 6),
 ]
-FORCED = ExchangeRule(forced=True)
+FORCED = {"exchange": ExchangeRule(forced=True), "work": Work(attention=1.0)}
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,10 @@ def cases_of(shape):
     """Exchange off and forced, softmax and pointwise, padded and packed, tied and untied."""
     _, _, m, n = shape
     cases = []
-    for exchange, pointwise, jagged, tied in product((None, FORCED), *[(False, True)] * 3):
+    for exchange, pointwise, jagged, tied in product(({}, FORCED), *[(False, True)] * 3):
         given = packed(m, n) if jagged else padded(m, n)
         split = {"split_head": True, "split_embedding": True} if tied or pointwise else {}
-        cases.append(Case(Tiny(pointwise=pointwise, tied=tied), tuple(given), {"exchange": exchange, **split}))
+        cases.append(Case(Tiny(pointwise=pointwise, tied=tied), tuple(given), {**exchange, **split}))
     return cases
 
 
@@ -168,7 +169,7 @@ class EndsLow(Tiny):
 def test_bf16_autocast_stays_near_fp32(kind, bound):
     given = tuple(replace(m, weights=m.weights.float()) for m in padded(2, 4))
     build, options = kind(dtype=torch.float32), {"autocast": torch.bfloat16}
-    found = run_ranks(2, trained, (2, 2, 2, 4), [Case(build, given, {"exchange": FORCED}, options)], timeout_s=60)
+    found = run_ranks(2, trained, (2, 2, 2, 4), [Case(build, given, FORCED, options)], timeout_s=60)
     wanted = reference(Case(build, given))[0]
     for name, value in (item for rank in found for item in rank[0][0].items()):
         error = (value - wanted[name]).norm() / wanted[name].norm()
@@ -177,7 +178,7 @@ def test_bf16_autocast_stays_near_fp32(kind, bound):
 
 def test_forced_exchange_moves_keys_and_values():
     for shape in ((2, 1, 2, 4), (4, 2, 2, 8), (4, 2, 3, 10)):
-        kinds = Counter(op.kind for ops in build_schedule(*shape, exchange=FORCED).ranks for op in ops)
+        kinds = Counter(op.kind for ops in build_schedule(*shape, **FORCED).ranks for op in ops)
         assert kinds[Kind.EXCHANGE_FORWARD] > 0
         assert kinds[Kind.EXCHANGE_BACKWARD] > 0
 
@@ -191,10 +192,10 @@ def test_options_change_nothing(shape):
         shape,
         [
             Case(Tiny(), plain, {"split_backward": True, "split_head": True}),
-            Case(Tiny(), jagged, {"exchange": FORCED, "split_backward": True}),
-            Case(dropped, plain, {"exchange": FORCED}, {"recompute": "full"}),
+            Case(Tiny(), jagged, {**FORCED, "split_backward": True}),
+            Case(dropped, plain, FORCED, {"recompute": "full"}),
             Case(dropped, jagged, {"split_head": True}),
-            Case(Tiny(pointwise=True, drop=0.3), jagged, {"exchange": FORCED}, {"recompute": "full"}),
+            Case(Tiny(pointwise=True, drop=0.3), jagged, FORCED, {"recompute": "full"}),
             Case(Tiny(), tuple(padded(m, n, vectors=True)), {"split_head": True, "slack": 1}),
         ],
     )

@@ -10,6 +10,7 @@ from tests.pipeline.runtime.tiny import VOCABULARY, WIDTH, Tiny
 from thresher.pipeline.layout import Layout
 from thresher.pipeline.microbatch import Microbatch
 from thresher.pipeline.schedule.exchange import ExchangeRule
+from thresher.pipeline.schedule.work import Work
 
 CASES = 5
 
@@ -40,6 +41,7 @@ def case(draw: random.Random, stages: int, chunks: int, microbatches: int, slice
     settings = {"split_head": split_head, "split_embedding": split_embedding, "slack": draw.choice([1, 2])}
     settings["split_backward"] = draw.random() < 0.4
     settings["exchange"] = ExchangeRule(forced=True, limit=draw.choice([0, 1, 2])) if exchange else None
+    settings["work"] = Work(attention=draw.choice([0.0, 1.0, 5.0]))
     least = stages * chunks
     build = Tiny(
         layers=least * draw.randint(1, 2) if exchange else draw.randint(least, least + 3),

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from hypothesis import strategies as st
 
 from thresher.pipeline.schedule.ops import Op
+from thresher.pipeline.schedule.work import Work
 
 
 @st.composite
@@ -25,6 +26,9 @@ def arguments(draw: st.DrawFn, stages: int = 8) -> tuple[int, int, int, int, int
 SPLITS = st.fixed_dictionaries(
     {name: st.booleans() for name in ("split_embedding", "split_head", "split_backward")},
 )
+
+
+WORKS = st.builds(Work, attention=st.sampled_from([0.0, 0.3, 3.0, 10.0]), head=st.sampled_from([0.0, 0.25, 2.0]))
 
 
 def brief(ops: Iterable[Op]) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 
-from tests.pipeline.schedule.shapes import SPLITS, arguments, brief
+from tests.pipeline.schedule.shapes import SPLITS, WORKS, arguments, brief
 from thresher.errors import ScheduleError
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
@@ -112,9 +112,9 @@ def test_split_embedding_and_head_hardly_stall(setting):
 
 
 @settings(max_examples=40)
-@given(arguments(), SPLITS)
-def test_everything_is_there(given, splits):
-    schedule = build_schedule(*given, **splits)
+@given(arguments(), SPLITS, WORKS)
+def test_everything_is_there(given, splits, work):
+    schedule = build_schedule(*given, **splits, work=work)
     shape = schedule.shape
     slices = shape.microbatches * shape.slices
     for rank, ops in enumerate(schedule.ranks):
@@ -174,9 +174,10 @@ def test_releases_never_stall(split, jitter):
 
 
 @settings(max_examples=15)
-@given(arguments(stages=5), SPLITS)
-def test_the_validator_agrees(given, splits):
-    validate(build_schedule(*given, **splits, exchange=ExchangeRule(forced=True) if given[-1] == "slimpipe" else None))
+@given(arguments(stages=5), SPLITS, WORKS)
+def test_the_validator_agrees(given, splits, work):
+    rule = ExchangeRule(forced=True) if given[-1] == "slimpipe" else None
+    validate(build_schedule(*given, **splits, exchange=rule, work=work))
 
 
 def test_shape_is_what_was_asked_for():

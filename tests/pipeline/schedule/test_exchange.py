@@ -8,6 +8,7 @@ from thresher.pipeline.schedule.exchange import ExchangeRule, plan_exchange
 from thresher.pipeline.schedule.ops import Kind, Op, Shape
 from thresher.pipeline.schedule.orders import compute_orders
 from thresher.pipeline.schedule.validate import validate
+from thresher.pipeline.schedule.work import Prices, Work
 from thresher.pipeline.simulate.costs import Costs
 from thresher.pipeline.simulate.simulator import simulate
 
@@ -23,10 +24,10 @@ PUBLISHED = {
 peers need not wait for each other (stages, chunks, microbatches, slices)."""
 
 
-def planned(shape, **rule):
+def planned(shape, attention=1.0, tokens=(), **rule):
     shape = Shape(*shape)
     orders = compute_orders(shape)
-    return orders, plan_exchange(shape, orders, ExchangeRule(**rule))
+    return orders, plan_exchange(shape, orders, ExchangeRule(**rule), Prices(shape.slices, Work(attention, tokens)))
 
 
 def moved(plan):
@@ -114,23 +115,26 @@ def test_lengths_of_slices_count():
 def test_bubble_is_no_larger_than_published(shape, attention):
     """Though here peers do wait for each other in every layer."""
     costs = Costs.uniform(shape[3], attention=float(attention))
-    rule = ExchangeRule(attention=float(attention), **FREE)
-    shared = 100 * simulate(build_schedule(*shape, exchange=rule), costs).bubble
+    rule, work = ExchangeRule(**FREE), costs.work(shape[0])
+    shared = 100 * simulate(build_schedule(*shape, exchange=rule, work=work), costs).bubble
     assert shared <= PUBLISHED[shape][attention] + 0.1
     assert shared < 0.7 * 100 * simulate(build_schedule(*shape), costs).bubble
 
 
 @pytest.mark.parametrize("attention", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("slack", [1, 2])
-def test_never_makes_a_step_longer(slack, attention):
+def test_never_makes_a_step_longer(slack, split, attention):
     costs = Costs.uniform(12, attention=attention)
-    rule = ExchangeRule(attention=attention, **FREE)
-    plain, shared = (simulate(build_schedule(4, 2, 3, 12, slack, exchange=e), costs) for e in (None, rule))
+    settings = {"split_head": split, "split_backward": split, "work": costs.work(4)}
+    rules = (None, ExchangeRule(**FREE))
+    plain, shared = (simulate(build_schedule(4, 2, 3, 12, slack, exchange=e, **settings), costs) for e in rules)
     assert shared.makespan <= plain.makespan
 
 
 def test_shares_input_backwards():
-    schedule = build_schedule(4, 1, 2, 8, split_backward=True, split_head=True, exchange=ExchangeRule(forced=True))
+    splits = {"split_backward": True, "split_head": True}
+    schedule = build_schedule(4, 1, 2, 8, **splits, exchange=ExchangeRule(forced=True), work=Work(1.0))
     validate(schedule)
     pairs = zip(schedule.ranks[0], schedule.ranks[0][1:], strict=False)
     assert any(op.kind is Kind.EXCHANGE_BACKWARD and next_.kind is Kind.INPUT_BACKWARD for op, next_ in pairs)
@@ -140,8 +144,7 @@ def test_shares_input_backwards():
     ("rule", "message"),
     [
         ({"limit": -1}, "ScheduleError: exchange: limit is -1. Give 0 or more"),
-        ({"attention": -0.5}, "ScheduleError: exchange: attention is -0.5. Give 0 or more"),
-        ({"tokens": (4, 0)}, "ScheduleError: exchange.tokens: a slice of length 0. Give lengths above 0"),
+        ({"transfer": -0.5}, "ScheduleError: exchange: transfer is -0.5. Give 0 or more"),
     ],
 )
 def test_refuses_rules(rule, message):
@@ -151,7 +154,7 @@ def test_refuses_rules(rule, message):
 
 
 def test_refuses_lengths_of_another_number_of_slices():
-    with pytest.raises(ScheduleError, match=r"exchange\.tokens: 3 lengths for 4 slices. Give one length per slice"):
+    with pytest.raises(ScheduleError, match=r"work\.tokens: 3 lengths for 4 slices. Give one length per slice"):
         planned((2, 1, 2, 4), tokens=(1, 2, 3))
 
 
@@ -163,4 +166,4 @@ def test_refuses_other_policies():
 def test_refuses_orders_that_wait_in_a_circle():
     ahead, back = Op(Kind.FORWARD, 0, 0, 0), Op(Kind.BACKWARD, 0, 0, 0)
     with pytest.raises(ScheduleError, match=r"in a circle: rank 0 at backward .*; rank 1 at backward"):
-        plan_exchange(Shape(2, 1, 1, 1), [[back, ahead], [back, ahead]], ExchangeRule())
+        plan_exchange(Shape(2, 1, 1, 1), [[back, ahead], [back, ahead]], ExchangeRule(), Prices(1, Work()))

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pipeline.schedule.execution import execute
-from tests.pipeline.schedule.shapes import SPLITS, arguments
+from tests.pipeline.schedule.shapes import SPLITS, WORKS, arguments
 from thresher.pipeline.schedule.build import build_schedule
-from thresher.pipeline.schedule.clock import COSTS, start_times
+from thresher.pipeline.schedule.clock import start_times
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.graph import COMPUTE, compute_ops, needs
 from thresher.pipeline.schedule.lower import lower
 from thresher.pipeline.schedule.ops import Kind, Op, Payload
 from thresher.pipeline.schedule.orders import group_size
+from thresher.pipeline.schedule.work import Prices, Work
 
 
 def message(rank, op):
@@ -46,12 +47,12 @@ def test_one_stage_sends_nothing():
 
 
 @settings(max_examples=40)
-@given(arguments(), SPLITS, st.booleans())
-def test_nothing_hangs(given, splits, shared):
+@given(arguments(), SPLITS, st.booleans(), WORKS)
+def test_nothing_hangs(given, splits, shared, work):
     exchange = ExchangeRule(forced=True) if shared and given[-1] == "slimpipe" else None
     # The execution is a network of processes that only wait for given messages: one order of execution that ends
     # proves that all do.
-    execute(build_schedule(*given, **splits, exchange=exchange))
+    execute(build_schedule(*given, **splits, exchange=exchange, work=work))
 
 
 @settings(max_examples=40)
@@ -82,10 +83,11 @@ def by_edge(messages):
 
 
 @settings(max_examples=20)
-@given(arguments(), SPLITS)
-def test_little_is_held(given, splits):
-    schedule = build_schedule(*given, **splits)
+@given(arguments(), SPLITS, WORKS)
+def test_little_is_held(given, splits, work):
+    schedule = build_schedule(*given, **splits, work=work)
     slack = schedule.shape.slack
+    most = bound(schedule.shape) + (2 if work.attention else 0)  # late slices take longer until they are received
     for rank, ops in enumerate(schedule.ranks):
         waiting, held = Counter(), Counter()
         for op in ops:
@@ -100,7 +102,7 @@ def test_little_is_held(given, splits):
                 assert held[edge] >= 0
             elif op.kind in COMPUTE:
                 waiting.subtract((need.payload, need.rank) for need in needs(schedule.shape, rank, op) if need.payload)
-            assert max(held.values(), default=0) <= bound(schedule.shape)
+            assert max(held.values(), default=0) <= most
 
 
 def bound(shape):
@@ -117,7 +119,8 @@ def test_lookahead_bounds_receives():
     compute = [compute_ops(ops) for ops in build_schedule(2, 1, 1, 8).ranks]
     shape = build_schedule(2, 1, 1, 8).shape
     for lookahead in (1, 3):
-        received = words(lower(shape, compute, lookahead=lookahead))[1].split("F0")[0].split()
+        lowered = lower(shape, compute, Prices(shape.slices, Work()), lookahead=lookahead)
+        received = words(lowered)[1].split("F0")[0].split()
         assert received == [f"Ract{i}" for i in range(lookahead)]
 
 
@@ -141,10 +144,8 @@ def test_exchange_is_right_before_its_operation():
 
 
 def test_start_times():
-    forward, backward = Op(Kind.FORWARD, 0, 0, 0), Op(Kind.BACKWARD, 0, 0, 0)
-    f, b = COSTS[Kind.FORWARD], COSTS[Kind.BACKWARD]
-    lists = [[forward, backward], [forward, backward]]
-    assert start_times(lists, {(1, 0): [(0, 0)], (0, 1): [(1, 1)]}, {}) == [[0, 2 * f + b], [f, 2 * f]]
-    assert start_times(lists, {(1, 0): [(0, 0)]}, {(0, 1): (1, 1), (1, 1): (0, 1)}) == [[0, 2 * f], [f, 2 * f]]
+    ticks = [[3, 5], [3, 5]]
+    assert start_times(ticks, {(1, 0): [(0, 0)], (0, 1): [(1, 1)]}, {}) == [[0, 11], [3, 6]]
+    assert start_times(ticks, {(1, 0): [(0, 0)]}, {(0, 1): (1, 1), (1, 1): (0, 1)}) == [[0, 6], [3, 6]]
     with pytest.raises(AssertionError, match="circle"):
-        start_times(lists, {(0, 0): [(1, 1)], (1, 0): [(0, 0)]}, {})
+        start_times(ticks, {(0, 0): [(1, 1)], (1, 0): [(0, 0)]}, {})

@@ -13,8 +13,11 @@ from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.graph import EXCHANGES
 from thresher.pipeline.schedule.ops import Kind
 from thresher.pipeline.schedule.validate import validate
+from thresher.pipeline.schedule.work import Work
 
-RULES = [None, ExchangeRule(attention=4.0), ExchangeRule(forced=True), ExchangeRule(attention=9.0, limit=2)]
+FORCED = (ExchangeRule(forced=True), Work(attention=1.0))
+RULES = [(None, Work()), (ExchangeRule(), Work(attention=4.0)), FORCED, (ExchangeRule(limit=2), Work(attention=9.0))]
+"""How attention is shared, and how much of it there is."""
 ALL_SPLITS = [
     dict(zip(("split_embedding", "split_head", "split_backward"), b, strict=True)) for b in product((0, 1), repeat=3)
 ]
@@ -29,9 +32,9 @@ def peak_live(ops):
     return peak
 
 
-def check(shape, splits, rule):
+def check(shape, splits, rule, work):
     """Valid, executable; of SlimPipe also the number of live slices."""
-    schedule = build_schedule(*shape, exchange=rule, **splits)
+    schedule = build_schedule(*shape, exchange=rule, work=work, **splits)
     validate(schedule)
     execute(schedule)
     p, v, m, n, slack, policy = shape
@@ -49,19 +52,20 @@ def _size(shape):
 
 @QUICK
 @given(arguments().filter(lambda shape: _size(shape) <= 700), SPLITS, st.sampled_from(RULES))
-def test_what_is_built_is_valid(shape, splits, rule):
-    check(shape, splits, rule if shape[-1] == "slimpipe" else None)
+def test_what_is_built_is_valid(shape, splits, rule_and_work):
+    rule, work = rule_and_work
+    check(shape, splits, rule if shape[-1] == "slimpipe" else None, work)
 
 
 @QUICK
 @given(arguments(4).filter(lambda shape: shape[-1] == "slimpipe" and _size(shape) <= 300), SPLITS)
 def test_forced_exchanges_are_valid_on_few_ranks(shape, splits):
-    check(shape, splits, ExchangeRule(forced=True))
+    check(shape, splits, *FORCED)
 
 
 @pytest.mark.parametrize("shape", [(8, 5, 1, 32), (7, 2, 3, 25)], ids=str)
 def test_large_ones_are_valid(shape):
-    check((*shape, 2, "slimpipe"), ALL_SPLITS[-1], RULES[1])
+    check((*shape, 2, "slimpipe"), ALL_SPLITS[-1], *RULES[1])
 
 
 @pytest.mark.slow
@@ -72,4 +76,4 @@ def test_all_shapes_are_valid(stages, chunks):
     """Every number of slices and microbatches; slack, splits and exchange take turns so that pairs of them occur."""
     for turn, (m, n) in enumerate(product(range(1, 5), range(stages, 33))):
         slack, splits, rule = 1 + turn % 2, ALL_SPLITS[turn // 2 % 8], RULES[(turn // 2 + stages + chunks) % 4]
-        check((stages, chunks, m, n, slack, "slimpipe"), splits, rule)
+        check((stages, chunks, m, n, slack, "slimpipe"), splits, *rule)

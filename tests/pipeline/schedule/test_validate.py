@@ -14,12 +14,13 @@ from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.lower import lower
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule, Shape
 from thresher.pipeline.schedule.orders import compute_orders
-from thresher.pipeline.schedule.place import place
+from thresher.pipeline.schedule.place import main_lists
 from thresher.pipeline.schedule.validate import validate
+from thresher.pipeline.schedule.work import Prices, Work
 
 PLAIN = build_schedule(2, 2, 2, 4)
 SPLIT = build_schedule(2, 2, 2, 4, split_embedding=True, split_head=True, split_backward=True)
-SHARED = build_schedule(4, 1, 2, 8, exchange=ExchangeRule(forced=True))
+SHARED = build_schedule(4, 1, 2, 8, exchange=ExchangeRule(forced=True), work=Work(1.0))
 WIDE = build_schedule(3, 1, 2, 6)
 ALL = {"plain": PLAIN, "split": SPLIT, "shared": SHARED, "wide": WIDE}
 
@@ -269,8 +270,8 @@ def _with_swapped_slices(shape):
     def swapped(op):
         return replace(op, slice=1 - op.slice) if op.slice < 2 and op.kind in (F, Kind.LOSS) else op
 
-    lists = place(shape, compute_orders(shape))
-    return lower(shape, [[swapped(op) for op in ops] for ops in lists])
+    lists = main_lists(shape, compute_orders(shape))
+    return lower(shape, [[swapped(op) for op in ops] for ops in lists], Prices(shape.slices, Work()))
 
 
 def _for_torch(schedule):

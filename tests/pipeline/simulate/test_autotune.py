@@ -86,10 +86,10 @@ def test_the_rule_of_exchange_follows_from_the_costs():
     rule = exchange_rule(costs, 3, Link(0.1, 1e6))
     assert rule.limit == 3
     # One slice: 2 s without attention; all pairs: 2 * 2,001,000 * 2e-6 s over two slices.
-    assert rule.attention == pytest.approx(2_001_000 * 2e-6 / 2)
+    assert costs.work(4).attention == pytest.approx(2_001_000 * 2e-6 / 2)
     assert rule.transfer == pytest.approx(512 * 2000 / 1e6 / 2)
     assert rule.latency == pytest.approx(0.1)
-    assert rule.tokens == (1000, 1000)
+    assert costs.work(4).tokens == (1000, 1000)
 
 
 def test_large_schedules_are_not_simulated():

@@ -7,6 +7,7 @@ import pytest
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.ops import Kind
+from thresher.pipeline.schedule.work import Work
 from thresher.pipeline.simulate.costs import TOKENS, Costs, Term, Traffic
 from thresher.pipeline.simulate.link import Link
 from thresher.pipeline.simulate.memory import Footprint, Holding, predict_memory, slimpipe_bytes
@@ -54,7 +55,8 @@ def test_everything_is_given_back():
         Footprint(3.0, 1.0, 2.0, 5.0, states=7.0, kept_for_weights=0.5),
         *(4, 2, 3, 8),
         costs=costs,
-        exchange=ExchangeRule(attention=3, forced=True),
+        exchange=ExchangeRule(forced=True),
+        work=Work(3.0),
         **options,
     )
     for rank, curve in enumerate(memory.curves):
@@ -115,7 +117,7 @@ def test_sends_are_held_until_they_are_released():
 
 def test_a_helper_holds_more_of_an_exchange_than_a_giver():
     costs = replace(Costs.uniform(8, attention=3), traffic=Traffic(key_value=1.0, query=1.0))
-    memory, schedule = _memory(Footprint(0.0), 4, 1, 2, 8, costs=costs, exchange=ExchangeRule(attention=3, limit=1))
+    memory, schedule = _memory(Footprint(0.0), 4, 1, 2, 8, costs=costs, exchange=ExchangeRule(limit=1), work=Work(3.0))
     assert schedule.of(0, Kind.EXCHANGE_FORWARD, Kind.EXCHANGE_BACKWARD)
     # Backward of one slice: keys and values, query, output and its gradient there; gradients of q, K and V back.
     assert max(memory.most(rank, Holding.EXCHANGE) for rank in range(4)) == (4 + 2) * TOKENS

@@ -172,8 +172,8 @@ def test_exchange_saves_what_was_published(p, v, m, n, column, attention):
     none, shared = RESEARCH[p, v, m, n][column]
     costs = Costs.uniform(n, attention=attention)
     assert simulate(build_schedule(p, v, m, n), costs).bubble == pytest.approx(none, abs=0.0006)
-    rule = ExchangeRule(attention=attention, transfer=0, latency=0)
-    schedule = build_schedule(p, v, m, n, exchange=rule)
+    rule = ExchangeRule(transfer=0, latency=0)
+    schedule = build_schedule(p, v, m, n, exchange=rule, work=costs.work(p))
     # Published figures count the moved work alone. Ours count the waits of the two for each other as well, and are no
     # worse, as the plan is weighed by costs.
     moved_alone, real = (simulate(schedule, costs, peers_wait=wait).bubble for wait in (False, True))

@@ -1,12 +1,14 @@
 """Builds schedules: orders, then everything else between them, then exchanges, then transfers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from thresher.pipeline.schedule.exchange import ExchangeRule, plan_exchange
+from thresher.pipeline.schedule.graph import identity
 from thresher.pipeline.schedule.lower import lower
 from thresher.pipeline.schedule.ops import Kind, Op, Schedule, Shape
 from thresher.pipeline.schedule.orders import Orders, compute_orders
-from thresher.pipeline.schedule.place import place
+from thresher.pipeline.schedule.place import Exchanges, main_lists, place
+from thresher.pipeline.schedule.work import Prices, Work
 
 
 def build_schedule(
@@ -21,6 +23,7 @@ def build_schedule(
     split_head: bool = False,
     split_backward: bool = False,
     exchange: ExchangeRule | None = None,
+    work: Work | None = None,
 ) -> Schedule:
     """The lists of all ranks: what to compute, send, receive and share, in which order.
 
@@ -37,20 +40,32 @@ def build_schedule(
         split_head: cut the output layer by rows over the ranks.
         split_backward: compute gradients of weights separately after the last forward.
         exchange: share attention between ranks by this rule; None for not at all.
+        work: how much operations are, so that they fit; None for no attention and slices of equal length.
 
     Raises:
         ScheduleError: no such schedule exists; it says which argument is in the way.
     """
     shape = Shape(stages, chunks, microbatches, slices, slack, policy, split_embedding, split_head, split_backward)
-    lists = place(shape, compute_orders(shape))
-    return lower(shape, lists, _exchanges(shape, lists, exchange) if exchange else ())
+    prices = Prices(shape.slices, work or Work())
+    mains = main_lists(shape, compute_orders(shape))
+    plans = _plans(shape, mains, prices, exchange)
+    if not (split_embedding or split_head or split_backward):
+        # There is nothing to place, and the plan itself has been weighed against none.
+        return lower(shape, mains, prices, next(plans))
+    best = min((place(shape, mains, prices, plan) for plan in plans), key=lambda placed: placed.span)
+    return lower(shape, best.lists, prices, best.exchanges)
 
 
-def _exchanges(shape: Shape, lists: Orders, rule: ExchangeRule) -> Sequence[dict[int, Op]]:
-    plan = plan_exchange(shape, lists, rule)
-    return [
-        {at: _exchange(ops[at], *how) for at, how in shared.items()} for ops, shared in zip(lists, plan, strict=True)
-    ]
+def _plans(shape: Shape, mains: Orders, prices: Prices, rule: ExchangeRule | None) -> Iterator[Exchanges]:
+    """How attention may be shared, to be tried: as planned, and not at all."""
+    if rule is not None:
+        plan = plan_exchange(shape, mains, rule, prices)
+        yield [
+            {identity(ops[at]): _exchange(ops[at], *how) for at, how in shared.items()}
+            for ops, shared in zip(mains, plan, strict=True)
+        ]
+    if rule is None or not rule.forced:
+        yield [{} for _ in mains]
 
 
 def _exchange(op: Op, peer: int, share: int, partner: tuple[int, int, int]) -> Op:

@@ -17,44 +17,36 @@ together never wait for each other in a circle.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 from thresher.errors import ScheduleError
 from thresher.pipeline.schedule.graph import MAIN, identity, needs
 from thresher.pipeline.schedule.ops import Kind, Op, Shape
+from thresher.pipeline.schedule.work import ATTENTION, Prices
 
 
 @dataclass(frozen=True)
 class ExchangeRule:
     """When two operations share their attention.
 
-    Costs are in units of what one slice of average length takes forward, all but its attention. Backward is taken to
-    cost twice as much in every respect.
+    Costs are in units of :class:`~thresher.pipeline.schedule.work.Work`. Backward is taken to cost twice as much.
 
     Attributes:
         limit: most slices one operation moves; 0 for no limit.
         forced: move at least one slice wherever two operations can be paired, also where it does not pay. For tests.
-        attention: attention of a whole microbatch over everything else, forward.
         transfer: of the keys and values of one slice of average length.
         latency: of sharing one operation at all.
-        tokens: length of each slice, in any unit; empty where all are equal.
     """
 
     limit: int = 0
     forced: bool = False
-    attention: float = 1.0
     transfer: float = 0.02
     latency: float = 0.02
-    tokens: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("limit", "attention", "transfer", "latency"):
+        for name in ("limit", "transfer", "latency"):
             if getattr(self, name) < 0:
                 raise ScheduleError(f"{name} is {getattr(self, name)}", where="exchange", fix="give 0 or more")
-        if any(length <= 0 for length in self.tokens):
-            what = f"a slice of length {min(self.tokens)}"
-            raise ScheduleError(what, where="exchange.tokens", fix="give lengths above 0")
 
 
 class Shared(NamedTuple):
@@ -69,7 +61,7 @@ Plan = tuple[dict[int, Shared], ...]
 """By rank: position in its list of compute operations -> how that one is shared."""
 
 
-def plan_exchange(shape: Shape, orders: Sequence[Sequence[Op]], rule: ExchangeRule) -> Plan:
+def plan_exchange(shape: Shape, orders: Sequence[Sequence[Op]], rule: ExchangeRule, prices: Prices) -> Plan:
     """The plan with the shortest step that the rule allows: empty where sharing does not pay.
 
     The paper's code pairs the operation with most cached slices with the one with fewest and moves half the difference.
@@ -79,8 +71,9 @@ def plan_exchange(shape: Shape, orders: Sequence[Sequence[Op]], rule: ExchangeRu
     Args:
         shape: with policy "slimpipe".
         orders: compute operations of every rank, in order. FORWARD, BACKWARD and INPUT_BACKWARD may be shared; others
-            count as instantaneous and may be left out.
-        rule: costs and limits.
+            may be left out.
+        rule: costs and limits of sharing.
+        prices: what operations cost.
 
     Returns:
         The plan: each entry has exactly one counterpart, with the opposite share and of the same direction. Operations
@@ -91,7 +84,7 @@ def plan_exchange(shape: Shape, orders: Sequence[Sequence[Op]], rule: ExchangeRu
     """
     if shape.policy != "slimpipe":
         raise ScheduleError(f"policy '{shape.policy}' has no exchange", where="exchange", fix="use policy 'slimpipe'")
-    costs = _Costs(shape, rule)
+    costs = _Costs(prices, rule)
     lists = _Lists(shape, orders)
     if rule.forced:
         return _share_out(lists, list(lists.cohorts(_BACK_AND_FORTH)), costs, _TASTES[0]).plan
@@ -117,32 +110,18 @@ _TASTES = tuple(_Taste(by_cost, delay) for by_cost in (True, False) for delay in
 
 
 class _Costs:
-    """What an operation takes alone, and how much of it is best moved."""
+    """What two operations take together, and how much of one is best moved."""
 
-    def __init__(self, shape: Shape, rule: ExchangeRule) -> None:
-        n = shape.slices
-        if rule.tokens and len(rule.tokens) != n:
-            what = f"{len(rule.tokens)} lengths for {n} slices"
-            raise ScheduleError(what, where="exchange.tokens", fix="give one length per slice, or none")
-        total = sum(rule.tokens)
-        self.lengths = [length * n / total for length in rule.tokens] if rule.tokens else [1.0] * n
-        self.before = list(accumulate(self.lengths, initial=0.0))
-        self.pair = 2 * rule.attention / n
+    def __init__(self, prices: Prices, rule: ExchangeRule) -> None:
+        self.prices = prices
         self.rule = rule
         self._best: dict[tuple[int, int], int] = {}
 
-    def alone(self, op: Op) -> float:
-        """Cost of ``op`` where it is not shared."""
-        linear, attention = _WORK.get(op.kind, (0, 0))
-        length = self.lengths[op.slice]
-        return linear * length + attention * self.pair * length * (self.before[op.slice] + length / 2)
-
     def together(self, giver: Op, helper: Op, share: int) -> tuple[float, float]:
         """Costs of both where ``share`` slices move."""
-        attention = _WORK[giver.kind][1]
-        moved = attention * self.pair * self.lengths[giver.slice] * self.before[share]
-        transfer = attention * (self.rule.latency + self.rule.transfer * self.before[share])
-        return self.alone(giver) - moved + transfer, self.alone(helper) + moved + transfer
+        moved = self.prices.moved(giver.kind, giver.slice, share)
+        transfer = ATTENTION[giver.kind] * (self.rule.latency + self.rule.transfer * self.prices.before[share])
+        return self.prices.alone(giver) - moved + transfer, self.prices.alone(helper) + moved + transfer
 
     def best_share(self, giver: Op, helper: Op) -> int:
         """How many slices to move so that the longer of both is shortest; 0 where the giver has none to move."""
@@ -153,14 +132,6 @@ class _Costs:
             self._best[key] = min(shares, key=lambda share: max(self.together(giver, helper, share)), default=0)
         return self._best[key]
 
-
-_WORK = {
-    Kind.FORWARD: (1, 1),
-    Kind.BACKWARD: (2, 2),
-    Kind.INPUT_BACKWARD: (1, 2),
-    Kind.WEIGHT_BACKWARD: (1, 0),
-}
-"""Cost of everything but attention, and of attention, as multiples of the forward's."""
 
 _Place = tuple[int, int]
 """Rank, and position in its list."""
@@ -259,11 +230,11 @@ class _Cohort:
 
     def __init__(self, lists: _Lists, costs: _Costs, ready: dict[_Place, float]) -> None:
         self.lists, self.costs, self.ready = lists, costs, ready
-        self.ends = {place: start + costs.alone(lists.at(place)) for place, start in ready.items()}
+        self.ends = {place: start + costs.prices.alone(lists.at(place)) for place, start in ready.items()}
 
     def pair_up(self, taste: _Taste, plan: Plan) -> None:
         """Enters pairs into ``plan`` and changes ``ends`` accordingly."""
-        costs = {place: self.costs.alone(self.lists.at(place)) for place in self.ready}
+        costs = {place: self.costs.prices.alone(self.lists.at(place)) for place in self.ready}
         ranks = costs if taste.by_cost else self.ends
         left = sorted(self.ready, key=lambda place: (ranks[place], place))
         while len(left) > 1:

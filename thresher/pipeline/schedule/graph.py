@@ -168,14 +168,21 @@ Node = tuple[int, Op]
 """A rank and one of its operations; as :func:`identity` names it where it is a compute operation."""
 
 
+def partner(exchange: Op) -> Node:
+    """The operation that ``exchange`` shares attention with."""
+    assert exchange.partner is not None
+    kind = Kind.FORWARD if exchange.kind is Kind.EXCHANGE_FORWARD else Kind.BACKWARD
+    return exchange.peer, Op(kind, *exchange.partner)
+
+
 def couples(schedule: Schedule) -> dict[Node, Node]:
     """Pairs of operations that share attention, both ways round: neither ends before the other has started."""
     found: dict[Node, Node] = {}
     for rank, ops in enumerate(schedule.ranks):
         for op in ops:
             if op.kind in EXCHANGES and op.partner is not None:
-                kind = Kind.FORWARD if op.kind is Kind.EXCHANGE_FORWARD else Kind.BACKWARD
-                found[rank, _like(op, kind)] = (op.peer, Op(kind, *op.partner))
+                peer, other = partner(op)
+                found[rank, _like(op, other.kind)] = peer, other
     return found
 
 

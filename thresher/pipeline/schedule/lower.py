@@ -16,9 +16,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from thresher.pipeline.schedule.clock import COSTS, Place, start_times
-from thresher.pipeline.schedule.graph import MAIN, identity, needs
+from thresher.pipeline.schedule.clock import Place, start_times
+from thresher.pipeline.schedule.graph import MAIN, identity, needs, partner
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Schedule, Shape
+from thresher.pipeline.schedule.work import Prices
 
 
 @dataclass(slots=True)
@@ -42,7 +43,8 @@ class _Message:
 def lower(
     shape: Shape,
     lists: Sequence[Sequence[Op]],
-    exchanges: Sequence[Mapping[int, Op]] = (),
+    prices: Prices,
+    exchanges: Sequence[Mapping[Op, Op]] = (),
     lookahead: int | None = None,
 ) -> Schedule:
     """The schedule that executes ``lists`` on ranks that share nothing.
@@ -50,10 +52,13 @@ def lower(
     Args:
         shape: of the schedule.
         lists: compute operations by rank, in an order in which nothing waits in a circle.
-        exchanges: by rank, the exchange operation that goes before the compute operation at a position.
+        prices: what operations cost.
+        exchanges: by rank, forwards and backwards (see :func:`~thresher.pipeline.schedule.graph.identity`) -> the
+            exchange operation that goes before each.
         lookahead: most receives of one edge that are posted and not yet used; the slack of the shape where None.
     """
     ahead = shape.slack if lookahead is None else lookahead
+    shared = exchanges or [{} for _ in lists]
     places = [{identity(op): at for at, op in enumerate(ops)} for ops in lists]
     messages = list(_messages(shape, lists, places))
     _place_receives(lists, messages, ahead)
@@ -62,11 +67,12 @@ def lower(
     for message in messages:
         after[message.source][message.made].append(message.as_op(Kind.SEND))
         before[message.destination][message.received].append(message.as_op(Kind.RECEIVE))
-    for message, at in _releases(lists, messages, _partners(places, exchanges)):
+    ticks = [[prices.ticks(op, own.get(identity(op))) for op in ops] for ops, own in zip(lists, shared, strict=True)]
+    for message, at in _releases(ticks, messages, _partners(places, shared), prices):
         before[message.source][at].append(message.as_op(Kind.RELEASE))
-    for rank, shared in enumerate(exchanges):
-        for at, op in shared.items():
-            before[rank][at].append(op)
+    for rank, own in enumerate(shared):
+        for op, exchange in own.items():
+            before[rank][places[rank][op]].append(exchange)
     return Schedule(shape, tuple(tuple(_merged(ops, *at)) for ops, *at in zip(lists, before, after, strict=True)))
 
 
@@ -86,13 +92,12 @@ def _messages(shape: Shape, lists: Sequence[Sequence[Op]], places: Sequence[Mapp
                     yield _Message(need.payload, need.rank, rank, need.op, places[need.rank][need.op], at)
 
 
-def _partners(places: Sequence[Mapping[Op, int]], exchanges: Sequence[Mapping[int, Op]]) -> dict[Place, Place]:
+def _partners(places: Sequence[Mapping[Op, int]], exchanges: Sequence[Mapping[Op, Op]]) -> dict[Place, Place]:
     found = {}
     for rank, shared in enumerate(exchanges):
-        for at, op in shared.items():
-            assert op.partner is not None
-            kind = Kind.FORWARD if op.kind is Kind.EXCHANGE_FORWARD else Kind.BACKWARD
-            found[rank, at] = (op.peer, places[op.peer][Op(kind, *op.partner)])
+        for op, exchange in shared.items():
+            peer, other = partner(exchange)
+            found[rank, places[rank][op]] = peer, places[peer][other]
     return found
 
 
@@ -112,7 +117,7 @@ def _place_receives(lists: Sequence[Sequence[Op]], messages: Sequence[_Message],
 
 
 def _releases(
-    lists: Sequence[Sequence[Op]], messages: Sequence[_Message], partners: Mapping[Place, Place]
+    ticks: Sequence[Sequence[int]], messages: Sequence[_Message], partners: Mapping[Place, Place], prices: Prices
 ) -> Iterator[tuple[_Message, int]]:
     """Messages with the position before which their source waits for them, in the order in which they are sent.
 
@@ -121,11 +126,11 @@ def _releases(
     waits: defaultdict[Place, list[Place]] = defaultdict(list)
     for message in messages:
         waits[message.destination, message.used].append((message.source, message.made))
-    starts = start_times(lists, waits, partners)
-    margin = COSTS[Kind.FORWARD] + COSTS[Kind.BACKWARD]
+    starts = start_times(ticks, waits, partners)
     for message in sorted(messages, key=lambda message: message.made):
         own = starts[message.source]
-        sent = own[message.made] + COSTS[lists[message.source][message.made].kind]
+        sent = own[message.made] + ticks[message.source][message.made]
+        margin = prices.forth_and_back(message.op.slice)
         at = bisect_left(own, max(sent, starts[message.destination][message.received]) + margin)
-        if at < len(lists[message.source]):
+        if at < len(own):
             yield message, at

@@ -6,13 +6,13 @@ rank, a number of slices that is a multiple of the number of ranks, slices no sh
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import product
 
 from thresher.errors import ScheduleError
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.ops import Shape
-from thresher.pipeline.simulate.costs import Costs, causal_pairs, even_layers
+from thresher.pipeline.simulate.costs import Costs, even_layers
 from thresher.pipeline.simulate.link import INSTANT, Wire
 from thresher.pipeline.simulate.memory import Footprint, predict_memory, slimpipe_bytes
 from thresher.pipeline.simulate.simulator import simulate
@@ -197,6 +197,7 @@ def predict(job: Job, setting: Setting) -> Candidate:
         *(job.stages, setting.chunks, job.microbatches, setting.slices, setting.slack),
         split_head=job.split_head,
         split_embedding=job.split_embedding,
+        work=costs.work(job.stages),
         exchange=None if setting.exchange == NO_EXCHANGE else exchange_rule(costs, setting.exchange, job.wire),
     )
     timeline = simulate(schedule, costs, job.wire)
@@ -215,15 +216,12 @@ def exchange_rule(costs: Costs, limit: int, wire: Wire) -> ExchangeRule:
     slices = len(costs.bounds) - 1
     tokens = costs.batch * costs.bounds[-1] / slices
     linear = costs.forward.seconds(tokens, 0)
-    attention = costs.forward.per_pair * costs.batch * causal_pairs(0, costs.bounds[-1]) / slices
     latency = wire.seconds(0, 1, 0)
     size = costs.traffic.key_value * tokens
     return ExchangeRule(
         limit=limit,
-        attention=attention / linear,
         transfer=(wire.seconds(0, 1, size) - latency) / linear,
         latency=2 * latency / linear,
-        tokens=tuple(float(high - low) for low, high in pairwise(costs.bounds)),
     )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from thresher.pipeline.schedule.ops import Kind, Op, Payload, Shape
+from thresher.pipeline.schedule.work import Work
 
 TOKENS = 4096
 """Tokens of a slice of uniform cost: a power of two, so that times stay exact in binary."""
@@ -167,6 +168,19 @@ class Costs:
             head_weight=found.get(Kind.HEAD_WEIGHT, FREE),
             loss=found.get(Kind.LOSS, FREE),
             batch=batch,
+        )
+
+    def work(self, stages: int) -> Work:
+        """What a schedule for ``stages`` ranks has to know of these costs: forward terms of equally many layers."""
+        slices = len(self.bounds) - 1
+        mean = self.batch * self.bounds[-1] / slices
+        linear = self.forward.seconds(mean, 0)
+        attention = self.forward.per_pair * self.batch * causal_pairs(0, self.bounds[-1]) / slices
+        depth = sum(self.layers) / len(self.layers) if self.layers else 1.0
+        return Work(
+            attention=attention / linear,
+            tokens=tuple(float(high - low) for low, high in pairwise(self.bounds)),
+            head=self.head.seconds(mean, 0) / stages / (depth * linear),
         )
 
     def tokens(self, index: int) -> int:

@@ -79,6 +79,7 @@ def forecast(model: Transformer, gpu: Gpu, run: Run) -> Forecast:
         *(run.stages, run.chunks, run.microbatches, run.slices),
         policy=run.policy,
         split_head=run.split_head,
+        work=costs.work(run.stages),
         exchange=exchange_rule(costs, 0, wire) if run.exchange else None,
     )
     timeline = simulate(schedule, costs, wire)

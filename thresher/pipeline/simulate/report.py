@@ -9,6 +9,7 @@ from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.graph import EXCHANGES
 from thresher.pipeline.schedule.ops import POLICIES, Kind, Op, Shape
+from thresher.pipeline.schedule.orders import check_shape
 from thresher.pipeline.simulate.costs import TOKENS, Costs
 from thresher.pipeline.simulate.link import Wire
 from thresher.pipeline.simulate.memory import Footprint, Memory, predict_memory
@@ -127,9 +128,11 @@ class Study:
 
     def rule(self, limit: int, latency: float) -> ExchangeRule:
         """Sharing of at most ``limit`` slices (0: as many as pay) over lines of ``latency``, on these costs."""
-        return ExchangeRule(limit=limit, attention=self.attention, transfer=0.0, latency=latency)
+        return ExchangeRule(limit=limit, transfer=0.0, latency=latency)
 
     def _run(self, shape: Shape, rule: ExchangeRule | None, wire: Wire) -> tuple[Timeline, Memory]:
+        check_shape(shape)
+        costs = self.costs(shape)
         schedule = build_schedule(
             shape.stages,
             shape.chunks,
@@ -141,7 +144,7 @@ class Study:
             split_head=shape.split_head,
             split_backward=shape.split_backward,
             exchange=rule,
+            work=costs.work(shape.stages),
         )
-        costs = self.costs(shape)
         timeline = simulate(schedule, costs, wire)
         return timeline, predict_memory(timeline, costs, PLAIN)
