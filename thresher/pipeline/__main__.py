@@ -1,7 +1,6 @@
 """``python -m thresher.pipeline``: draws what a pipeline schedule does and prints its numbers."""
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +23,9 @@ from thresher.pipeline.simulate.report import Study, numbers
 from thresher.pipeline.simulate.timeline import Timeline
 
 USER_ERROR = 2
+MOST_COST = 1e9
+MOST_SLICES = 1_000_000
+"""Over all stages, chunks and microbatches: minutes of simulation."""
 
 app = typer.Typer(
     add_completion=False,
@@ -64,6 +66,7 @@ def _tell(message: str) -> int:
 
 @app.command()
 def pipeline(
+    context: typer.Context,
     stages: Annotated[int, typer.Option(help="Ranks of the pipeline, p.")] = 4,
     chunks: Annotated[int, typer.Option(help="Chunks of layers per rank, v.")] = 1,
     slices: Annotated[int, typer.Option(help="Slices of each microbatch, n.")] = 8,
@@ -95,11 +98,18 @@ def pipeline(
     `python -m thresher.pipeline --slices 16 --attention-ratio 3 --exchange 0 --compare`
     """
     if cluster is not None:
+        _require_alone(context)
         _show_cluster(cluster)
         return
     for name, value in (("attention-ratio", attention_ratio), ("latency", latency), ("head", head)):
-        if not 0 <= value < math.inf:
-            raise ConfigError(f"{value} is no cost", where=f"--{name}", fix="give a number from 0 on")
+        if not 0 <= value <= MOST_COST:
+            raise ConfigError(f"{value} is no cost", where=f"--{name}", fix=f"give a number from 0 to {MOST_COST:g}")
+    if (passes := stages * chunks * microbatches * slices) > MOST_SLICES:
+        raise ConfigError(
+            f"{passes:,} passes of slices through stages are too many",
+            where="--stages x --chunks x --microbatches x --slices",
+            fix=f"give at most {MOST_SLICES:,}",
+        )
     shape = Shape(stages, chunks, microbatches, slices, slack, policy, split_embedding, split_head, split_backward)
     study = Study(shape, attention_ratio, head=head)
     if exchange is not None:
@@ -154,6 +164,17 @@ def _show_comparison(study: Study, wire: Link) -> None:
     Console().print(table)
     for reason in reasons:
         print(reason)
+
+
+def _require_alone(context: typer.Context) -> None:
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name != "cluster" and context.params.get(name, parameter.default) != parameter.default:
+            raise ConfigError(
+                f"forecasts have settings of their own, and {parameter.opts[0]} would do nothing",
+                where="--cluster",
+                fix=f"leave {parameter.opts[0]} out",
+            )
 
 
 def _show_cluster(name: str) -> None:
