@@ -41,7 +41,6 @@ from thresher.pipeline.simulate.simulator import simulate
 from thresher.pipeline.vocabulary.softmax import SoftmaxHead
 
 MESSAGE: tuple[tuple[int, ...], torch.dtype] = ((1,), torch.float32)
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -113,12 +112,12 @@ class Sleeper(TrunkLayer):
 
     def _give(self, port: Port, index: int, times: float) -> None:
         port.send([torch.zeros(1)])
-        answer = port.receive([MESSAGE], CPU)
+        answer = port.receive([MESSAGE])
         _sleep(times * (self.case.linear_s + self.case.seconds(index, port.share)))
         answer.wait()
 
     def _help(self, port: Port, index: int, times: float) -> None:
-        asked = port.receive([MESSAGE], CPU)
+        asked = port.receive([MESSAGE])
         _sleep(times * (self.case.linear_s + self.case.seconds(index)))
         asked.wait()
         _sleep(times * self.case.moved(port.partner_slice, -port.share))

@@ -110,7 +110,7 @@ class Line(Port):
             assert tensor.is_contiguous()
             self._out.put(tensor.clone())
 
-    def receive(self, shapes, device: torch.device) -> Arriving:
+    def receive(self, shapes) -> Arriving:
         return Coming(self._in, shapes)
 
 

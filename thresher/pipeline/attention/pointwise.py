@@ -205,7 +205,7 @@ class _Shared:
     """
 
     def __init__(self, deal: Deal, work: _Work, query: Tensor, bias: RelativeBias | None) -> None:
-        self.deal, self.device = deal, query.device
+        self.deal = deal
         self.store, self.layer, self.number = work.store, work.layer, work.number
         self.biases = work.biases
         self.tables = [] if bias is None else [x.detach() for x in (bias.by_position, bias.by_time) if x is not None]
@@ -269,7 +269,7 @@ class _Shared:
         self.deal.port.send([x.contiguous() for x in tensors])
 
     def _receive(self, *specs: tuple[tuple[int, ...], torch.dtype]) -> Arriving:
-        return self.deal.port.receive(specs, self.device)
+        return self.deal.port.receive(specs)
 
 
 def _rectangles(biases: Biases, layout: Layout, like: Tensor) -> Rectangles:

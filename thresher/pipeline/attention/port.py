@@ -49,5 +49,5 @@ class Port(ABC):
         """Starts to send contiguous tensors; they are kept until they are gone."""
 
     @abstractmethod
-    def receive(self, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> Arriving:
+    def receive(self, shapes: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> Arriving:
         """Starts to receive tensors of the given shapes and dtypes, in the order they are sent."""

@@ -110,7 +110,7 @@ class _Shared:
     """The exchange of one call, from the side of the giver or of the helper (see :mod:`port`)."""
 
     def __init__(self, deal: Deal, work: _Work, query: Tensor, groups: int) -> None:
-        self.deal, self.device = deal, query.device
+        self.deal = deal
         self.store, self.layer, self.number = work.store, work.layer, work.number
         self.kernels, self.scale = work.kernels, work.scale
         _, heads, _, width = query.shape
@@ -121,9 +121,9 @@ class _Shared:
     def start_forward(self, query: Tensor) -> Arriving:
         """Sends what the helper needs, or starts to receive it."""
         if not self.deal.gives:
-            return self.deal.port.receive([self.key, self.key, self.query], self.device)
+            return self.deal.port.receive([self.key, self.key, self.query])
         self._send(*self._moved(), query)
-        return self.deal.port.receive([self.query, self.lse], self.device)
+        return self.deal.port.receive([self.query, self.lse])
 
     def finish_forward(self, arriving: Arriving, out: Tensor, lse: Tensor) -> None:
         """Merges what the helper found; or attends for the giver and sends it."""
@@ -138,9 +138,9 @@ class _Shared:
         """As :meth:`start_forward`."""
         if not self.deal.gives:
             kinds = [self.key, self.key, self.query, self.query, self.lse, self.query]
-            return self.deal.port.receive(kinds, self.device)
+            return self.deal.port.receive(kinds)
         self._send(*self._moved(), query, out, lse, dout)
-        return self.deal.port.receive([self.query, self.key, self.key], self.device)
+        return self.deal.port.receive([self.query, self.key, self.key])
 
     def finish_backward(self, arriving: Arriving, dq: Tensor) -> None:
         """Adds what the helper found to ``dq`` and to the store; or computes it for the giver and sends it."""

@@ -164,7 +164,7 @@ class ExchangePort(Port):
         """Starts to send; what was sent is kept until :meth:`finish`."""
         self._sent.append(self._transport.send(self._out, self._peer, tensors, "attention work"))
 
-    def receive(self, shapes: Sequence[Spec], device: torch.device) -> Arriving:
+    def receive(self, shapes: Sequence[Spec]) -> Arriving:
         """Starts to receive."""
         return self._transport.receive(self._in, self._peer, shapes, "attention work")
 
