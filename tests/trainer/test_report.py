@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -206,6 +207,27 @@ def test_large_plans_stay_readable(done: Path) -> None:
     bare = Run(run.folder, run.config, run.config_text, empty, run.facts, run.records)
     assert pictures.balance(empty) == "0 B on one rank"
     assert pictures.bars(bare)[0].segments == []
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "told"),
+    [
+        ({}, "replicated on every rank"),
+        ({"stages": 2}, "cut over pipelines of 2 ranks"),
+        ({"slices": 2, "dense": "sharded"}, "sharded over ranks"),
+    ],
+)
+def test_where_dense_parameters_are_is_told(done: Path, pipeline: dict[str, object], told: str) -> None:
+    run = Run.read(done)
+    (tile,) = [t for t in tables.tiles(replace(run, config=run.config | {"pipeline": pipeline})) if "Dense" in t.label]
+    assert tile.note == told
+
+
+def test_rates_of_tables_are_drawn_where_there_are_tables(done: Path) -> None:
+    run = Run.read(done)
+    for each, lines in ((run, 2), (replace(run, plan=Plan(world=2, local_world=2, tables=())), 1)):
+        (rates,) = [chart for chart in charts.charts(each) if chart.key == "rate"]
+        assert len(rates.data) == lines
 
 
 def test_running_means_keep_lines_and_short_curves_as_they_are() -> None:

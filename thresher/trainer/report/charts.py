@@ -61,7 +61,7 @@ def charts(run: Run) -> list[Chart]:
         _chart(
             "rate",
             "Learning rate",
-            _line("dense", train, "lr_dense", 4) + _line("tables", train, "lr_tables", 5),
+            _line("dense", train, "lr_dense", 4) + (_line("tables", train, "lr_tables", 5) if run.plan.tables else []),
             type="log",
         ),
         _chart("norm", "Norm of the dense gradient", _noisy("norm", train, "grad_norm"), **LOG),

@@ -74,8 +74,17 @@ def _effort(run: Run) -> list[Tile]:
         Tile("Samples per second", median, f"median over the run, {_ranks(run.facts.world)} on {run.facts.device}"),
         Tile("Steps", f"{step:,}", f"of {run.facts.total_steps:,}; {samples} samples"),
         Tile("Embedding tables", size(stored), f"{tables} with optimizer state, all ranks"),
-        Tile("Dense parameters", count(run.facts.dense_parameters), "replicated on every rank"),
+        Tile("Dense parameters", count(run.facts.dense_parameters), _held(run)),
     ]
+
+
+def _held(run: Run) -> str:
+    stages = int(run.config.get("pipeline", {}).get("stages", 1))
+    if stages > 1:
+        return f"cut over pipelines of {stages} ranks"
+    return (
+        "sharded over ranks" if run.config.get("pipeline", {}).get("dense") == "sharded" else "replicated on every rank"
+    )
 
 
 def metrics_table(run: Run) -> Grid:
