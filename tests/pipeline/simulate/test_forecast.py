@@ -78,7 +78,10 @@ def test_a_cut_output_layer_is_held_by_all_gpus():
     whole, cut = (replace(RUN, split_head=split) for split in (False, True))
     saved = footprint_of(SMALL, whole).states - footprint_of(SMALL, cut).states
     assert saved == pytest.approx(0.75 * 32_000 * 1024 / 2 * (2 + 4 + 12))
-    assert forecast(SMALL, Gpu(), cut).peak_bytes < forecast(SMALL, Gpu(), whole).peak_bytes - saved / 2
+    before, after = (forecast(SMALL, Gpu(), run) for run in (whole, cut))
+    # Part of what is saved goes to the parts of logits that every rank then has at a time.
+    assert after.peak_bytes < before.peak_bytes - saved / 4
+    assert after.bubble < before.bubble
 
 
 def test_gradients_are_summed_over_context_and_data():
