@@ -145,6 +145,7 @@ def train_and_compare(rank: int, world: int, job: Job, *others: Job) -> tuple[li
     return weights(rank, world, job, *others), [measure(rank, world, other, 2) for other in others]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["softmax", "pointwise"])
 def test_packed_sequences_train_as_padded_ones_do(items, tmp_path, attention):
     """Histories of 2 to 10 items, also in slices that are too many for some microbatches of about two samples."""
@@ -280,6 +281,11 @@ def refused(rank: int, world: int, job: Job) -> None:
             "4 layers on 3 stages are unequal.*a multiple of 3 layers, or exchange: off",
         ),
         ({"pipeline": {"slices": 2}, "tiers.budget": "50%"}, ConfigError, "tiers: is about sharded tables"),
+        (
+            {"pipeline": {"recompute": "full"}, "optim.tables.lr": 0.5},
+            ConfigError,
+            "optim.tables: is about sharded tables",
+        ),
         ({"pipeline": {"slices": 2}, "dynamic": {"token": {}}}, ConfigError, "dynamic: is about sharded tables"),
         (
             {"pipeline": {"slices": 2, "recompute": "selective"}, "model.attention": "pointwise"},

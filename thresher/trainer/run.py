@@ -10,7 +10,7 @@ from typing import Any
 
 from thresher.data.dataset import Dataset
 from thresher.data.reader import Reader
-from thresher.errors import CheckpointError, DataError
+from thresher.errors import CheckpointError, DataError, PipelineStalled
 from thresher.trainer.assemble import assemble, total_steps
 from thresher.trainer.callbacks import standard_callbacks
 from thresher.trainer.callbacks.base import (
@@ -184,6 +184,8 @@ class Training:
             status = "done" if reached.step >= self.steps else "early stop"
         except Exception as error:
             message = str(error)
+            if isinstance(error, PipelineStalled):  # told now: the launcher may end this rank before its report is made
+                log.error("%s", message)
             raise
         finally:
             best = {"step": float(reached.best_step), **reached.best_metrics} if reached.best_metrics else {}

@@ -92,6 +92,7 @@ def test_a_checkpoint_loads_into_other_stages_and_chunks(tmp_path, tied, cuts):
         compare(before, joined(run_ranks(stages, loaded, setting, str(tmp_path), timeout_s=60)))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_sharded_layers_loads_into_replicated_ones_and_back(tmp_path):
     sharded = Setting("sharded", 2, 1, build=SAVED.build)
     before = joined(run_ranks(4, saved, sharded, str(tmp_path), timeout_s=90))

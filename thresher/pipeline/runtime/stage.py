@@ -102,7 +102,7 @@ def build_parts(builder: TrunkBuilder, shape: Shape, rank: int, device: torch.de
         ScheduleError: the model has too few layers, or its output layer is tied to an embedding on another rank.
     """
     ranges = layer_ranges(builder.layers, shape.stages * shape.chunks)
-    _require_tied_together(builder, shape)
+    require_tied_together(builder, shape)
     stages = [_stage(builder, ranges, shape, shape.stage(rank, chunk)).to(device) for chunk in range(shape.chunks)]
     embedding = _embedding(builder, shape, rank, device)
     head = _head(builder, shape, rank, device, embedding)
@@ -137,7 +137,12 @@ def _head(
     return builder.head(nn.Parameter(builder.table("head", first, last, device)), first)
 
 
-def _require_tied_together(builder: TrunkBuilder, shape: Shape) -> None:
+def require_tied_together(builder: TrunkBuilder, shape: Shape) -> None:
+    """Refuses an output layer that is tied to an embedding on another rank.
+
+    Raises:
+        ScheduleError: see above.
+    """
     apart = shape.split_embedding != shape.split_head or not shape.split_head
     if builder.tied and shape.stages > 1 and apart:
         raise ScheduleError(

@@ -75,6 +75,7 @@ class PipelineConfig(Settings):
     def is_on(self) -> bool:
         """Whether there is anything to cut."""
         is_changed = self.packing != "padded" or self.dense != "replicated" or self.offload > 0
+        is_changed |= self.recompute != "none"
         return is_changed or self.stages * self.chunks * self.slices * self.microbatches > 1
 
     @property

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from thresher.embeddings.optimizers import TableOptimizer
 from thresher.errors import ConfigError
 from thresher.pipeline.context import TrunkBuilder
 from thresher.pipeline.layout import even_bounds
+from thresher.pipeline.runtime.stage import require_tied_together
 from thresher.pipeline.schedule.build import build_schedule
 from thresher.pipeline.schedule.exchange import ExchangeRule
 from thresher.pipeline.schedule.ops import Schedule
@@ -68,7 +70,7 @@ def schedule_of(config: PipelineConfig, trunk: TrunkBuilder, bounds: tuple[int, 
 
     Raises:
         ConfigError: the layers cannot be cut for an exchange.
-        ScheduleError: there is no such schedule.
+        ScheduleError: there is no such schedule, or a tied output layer would be on another rank than its embedding.
     """
     stages = config.stages * config.chunks
     if config.exchange != "off" and trunk.layers % stages:
@@ -78,7 +80,7 @@ def schedule_of(config: PipelineConfig, trunk: TrunkBuilder, bounds: tuple[int, 
             where="pipeline.exchange",
             fix=f"use a multiple of {stages} layers, or exchange: off",
         )
-    return build_schedule(
+    schedule = build_schedule(
         config.stages,
         config.chunks,
         config.microbatches,
@@ -91,6 +93,8 @@ def schedule_of(config: PipelineConfig, trunk: TrunkBuilder, bounds: tuple[int, 
         exchange=_rule(config),
         work=Work(attention, tuple(float(stop - start) for start, stop in pairwise(bounds))),
     )
+    require_tied_together(trunk, schedule.shape)
+    return schedule
 
 
 def _rule(config: PipelineConfig) -> ExchangeRule | None:
@@ -111,6 +115,7 @@ def require_plain(config: RunConfig[Any]) -> None:
         "dynamic": lambda: bool(config.dynamic),
         "sharding.plan": lambda: bool(config.sharding.plan),
         "sharding.tables": lambda: bool(config.sharding.tables),
+        "optim.tables": lambda: config.optim.tables != TableOptimizer(),
     }
     for name, is_set in given.items():
         if is_set():
