@@ -67,7 +67,7 @@ SETTINGS = (
     _config("no stages", {"pipeline.stages": 0}, "pipeline.stages: must be at least 1, got 0"),
     _config("unknown key of a pipeline", {"pipeline.chunk": 2}, "pipeline.chunk: unknown key", "'chunks'"),
     _config(
-        "fewer slices than stages", {"pipeline.slices": 1}, "1 slices cannot keep 2 stages busy", "set slices to 2"
+        "fewer slices than stages", {"pipeline.slices": 1}, "1 slices cannot keep 2 stages busy", "Set slices to 2"
     ),
     _config("unknown policy", {"pipeline.policy": "1f2b"}, "policy '1f2b' is not known", "1f1b"),
     _config("slack of three", {"pipeline.slack": 3}, "pipeline.slack: must be at most 2, got 3"),

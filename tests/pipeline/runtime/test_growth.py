@@ -51,7 +51,7 @@ def cycles(rank, world):
     """Objects that steps with an exchange left for the garbage collector to find."""
     found = []
     for pointwise in (False, True):
-        runtime = made(rank, world, build=Tiny(pointwise=pointwise), exchange=FORCED)
+        runtime = made(rank, world, build=Tiny(pointwise=pointwise), **FORCED)
         runtime.step(padded(2, 4))
         gc.collect()
         gc.disable()
